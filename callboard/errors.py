@@ -1,0 +1,115 @@
+"""Everything Callboard raises, under one root.
+
+Two families: errors (what went wrong, which one, what to do next) and the two signals that an actor
+raises to steer its own job, `Permanent` and `Snooze`. A docstring that ends in a format string is the
+message; the others are given theirs where they are raised.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class CallboardError(Exception):
+    """The root: catch it to catch whatever Callboard itself raises."""
+
+
+class SettingsError(CallboardError):
+    """A setting is missing, malformed, or contradicts another."""
+
+
+class MissingExtra(CallboardError):
+    """An optional library is needed and not installed; the message names the extra that brings it."""
+
+    def __init__(self, extra: str, *, needed_for: str) -> None:
+        super().__init__(f"{needed_for} needs the extra '{extra}': pip install 'callboard[{extra}]'")
+        self.extra = extra
+
+
+class ScheduleError(CallboardError, ValueError):
+    """A cron expression is malformed or can never fire."""
+
+
+class DeclarationError(CallboardError, TypeError):
+    """An actor is declared in a way that can't work: its name, its options, its parameters."""
+
+
+class UnknownActor(CallboardError, LookupError):
+    """No actor has this name; the message suggests the nearest."""
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        known = sorted(known)
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"
+        super().__init__(f"there is no actor '{name}'; {hint}")
+        self.name = name
+        self.nearest = near[0] if near else None
+
+
+class SendError(CallboardError):
+    """A job was not accepted. `job_id` is the id it had, or would have had."""
+
+    def __init__(self, message: str, *, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class InvalidPayload(SendError, ValueError):
+    """The arguments don't fit the actor. Nothing was queued."""
+
+
+class PayloadTooLarge(InvalidPayload):
+    """The message is over the size limit. Nothing was queued."""
+
+    def __init__(self, *, job_id: str, actor: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"the payload of '{actor}' makes a message of {size:,} bytes, over the limit of {limit:,}; "
+            "put the data into storage and send its key instead",
+            job_id=job_id,
+        )
+
+
+class NotQueued(SendError):
+    """The job is certainly not queued: sending it again is safe."""
+
+
+class FateUnknown(SendError):
+    """The broker may or may not have the job: it was handed over, and no confirmation came in time.
+
+    Sending it again with the same id is safe if the actor is safe to run twice.
+    """
+
+
+class Unreadable(CallboardError):
+    """A received message can't be read or trusted; it belongs into quarantine. The text is the reason."""
+
+
+class BrokerUnavailable(CallboardError, ConnectionError):
+    """The broker can't be reached, or can't be opened; the message says which and why."""
+
+
+class StoreUnavailable(CallboardError, ConnectionError):
+    """The store can't be read or written; the message says which and why."""
+
+
+class JobNotFound(CallboardError, LookupError):
+    """No job has this id, as far as the store and the broker know."""
+
+
+class Permanent(CallboardError):
+    """Raise it in an actor to stop: the job is dead at once, whatever attempts were left."""
+
+
+class Snooze(CallboardError):
+    """Raise it in an actor to come back later without using an attempt."""
+
+    def __init__(self, wait: timedelta, reason: str = "") -> None:
+        if wait <= timedelta(0):
+            raise ValueError(f"a snooze must lie in the future, not {wait} ahead")
+        super().__init__(reason or f"snoozed for {wait}")
+        self.wait = wait

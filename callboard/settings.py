@@ -1,0 +1,81 @@
+"""The core settings: what every process of Callboard needs to know, read from `CALLBOARD_*` variables.
+
+Services keep settings classes of their own beside them. Only `broker.py` and the command line read
+settings; everything else receives values.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from callboard.errors import SettingsError
+
+
+class CallboardSettings(BaseSettings):
+    """The base of every settings class: one prefix, one way to fail."""
+
+    model_config = SettingsConfigDict(env_prefix="CALLBOARD_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    @classmethod
+    def load(cls, **values: object) -> CallboardSettings:
+        """Read the environment.
+
+        Raises:
+            SettingsError: naming each variable that is wrong, and why.
+        """
+        try:
+            return cls(**values)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise SettingsError(_explain(cls, error)) from error
+
+
+def _explain(cls: type[BaseSettings], error: ValidationError) -> str:
+    prefix = cls.model_config.get("env_prefix", "")
+    return "; ".join(
+        f"{prefix}{'_'.join(str(part) for part in e['loc'])}".upper() + f": {e['msg']}" for e in error.errors()
+    )
+
+
+class Settings(CallboardSettings):
+    """Where messages wait, where records are kept, and the limits that hold for every job."""
+
+    broker_url: str = Field(
+        "file:var",
+        description="Where messages wait: amqp://, amqps://, file:FOLDER (one SQLite file in it), or stub: (memory).",
+    )
+    store_url: str = Field(
+        "file:var",
+        description="Where records of jobs are kept: file:FOLDER (one SQLite file in it), or memory:.",
+    )
+    namespace: str = Field(
+        "",
+        pattern=r"^[a-zA-Z0-9_-]{0,40}$",
+        description="A prefix for queues, exchanges and keys, for several apps on one server.",
+    )
+    send_deadline: float = Field(
+        5.0, gt=0, description="Seconds within which a send is confirmed, or raises."
+    )
+    max_message_bytes: int = Field(
+        262_144, ge=1024, description="The largest message that a send accepts, in bytes."
+    )
+    park_deadline: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds that a job waits for a worker that knows its actor, before it is dead.",
+    )
+    signing_keys: SecretStr | None = Field(
+        None,
+        description="Keys that sign messages, newest first: 'id:secret,id:secret'. Unsigned ones are then quarantined.",
+    )
+    record_retention_days: float = Field(
+        30.0, gt=0, description="Days that the store keeps the records of jobs that have ended."
+    )
+    one_host: bool = Field(
+        False,
+        description="Says that a networked broker and a store in a local file are both used by one host only.",
+    )
+    log_format: str = Field(
+        "auto", pattern="^(auto|console|json)$", description="How logs look: console, json, or auto (json without a terminal)."
+    )
+    log_level: str = Field("info", description="The least level that is logged: debug, info, warning or error.")
