@@ -1,0 +1,1 @@
+"""What is known about jobs: records, control, keys, counters, heartbeats, audit, results."""

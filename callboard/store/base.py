@@ -1,0 +1,279 @@
+"""The interface of a store: what is known about jobs.
+
+The broker is the truth of where jobs are; the store knows about them. Losing it loses history, never a
+job. Everything here is small, synchronous and safe to call from any thread; a store that can't be
+reached raises `StoreUnavailable`. Times are seconds since the epoch, as floats.
+
+Records are not written here directly by a running job but behind it, in batches, by
+`callboard.store.recorder.Recorder`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from callboard.states import State
+
+
+@dataclass(slots=True, kw_only=True)
+class Change:
+    """What has become known of one job. `None` leaves what the record says as it is.
+
+    A change with a lower `order` (see `callboard.states.order`) than the record's may fill fields that
+    are still empty, but overwrites nothing.
+    """
+
+    job_id: str
+    order: int
+    state: State
+    at: float
+    actor: str | None = None
+    category: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    tags: tuple[str, ...] | None = None
+    payload: str | None = None  # JSON, secrets masked
+    enqueued_at: float | None = None
+    due_at: float | None = None  # when a scheduled, retrying, snoozed or parked job may start
+    expires_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    attempt: int | None = None  # counted runs so far, the current one included
+    worker: str | None = None
+    error_type: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    fingerprint: str | None = None
+    reason: str | None = None  # why it is where it is, in a few words
+    progress: float | None = None
+    progress_note: str | None = None
+    event: str | None = None  # a line of the job's story, kept beside the others
+
+
+@dataclass(slots=True, kw_only=True)
+class Event:
+    """A line of a job's story."""
+
+    at: float
+    state: State
+    attempt: int
+    worker: str
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What the store knows of a job."""
+
+    job_id: str
+    order: int
+    state: State
+    updated_at: float
+    actor: str = ""
+    category: str = ""
+    queue: str = ""
+    priority: int = 3
+    tags: tuple[str, ...] = ()
+    payload: str = ""
+    enqueued_at: float | None = None
+    due_at: float | None = None
+    expires_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    attempt: int = 0
+    worker: str = ""
+    error_type: str = ""
+    error: str = ""
+    traceback: str = ""
+    fingerprint: str = ""
+    reason: str = ""
+    progress: float | None = None
+    progress_note: str = ""
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Query:
+    """A search for records. Every condition that is set must hold; the newest jobs come first.
+
+    `text` looks into payload, error and reason. `after` is the `next` of an earlier page.
+    """
+
+    states: Sequence[State] = ()
+    categories: Sequence[str] = ()
+    actors: Sequence[str] = ()
+    queues: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    fingerprint: str | None = None
+    since: float | None = None  # enqueued at or after
+    until: float | None = None  # enqueued before
+    text: str | None = None
+    limit: int = 50
+    after: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Page:
+    """One page of a search; `next` is None on the last."""
+
+    records: list[Record]
+    next: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Heartbeat:
+    """A sign of life of a worker process: rewritten every few seconds, gone when it stops or is stale."""
+
+    worker: str  # host:pid:suffix, unique for ever
+    at: float
+    started_at: float
+    host: str
+    pid: int
+    queues: tuple[str, ...]  # the queues it consumes
+    threads: int
+    running: tuple[str, ...] = ()  # ids of the jobs it runs
+    claimed: int = 0  # jobs it holds and hasn't started
+
+
+@dataclass(slots=True, kw_only=True)
+class Control:
+    """What was asked of running workers. Workers poll it, and act within a second."""
+
+    version: int
+    paused: frozenset[str]  # queue names
+    cancelled: Mapping[str, float]  # job id -> when it was asked for
+
+
+@dataclass(slots=True, kw_only=True)
+class AuditEntry:
+    """Who did what to which jobs: discards, purges, replays, cancels, pauses."""
+
+    at: float
+    actor: str  # who: a user name, or 'cli'
+    action: str
+    target: str
+    count: int = 1
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store(ABC):
+    """What is known about jobs."""
+
+    # -- records ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def write(self, changes: Sequence[Change]) -> None:
+        """Apply changes, all or none, in one transaction. Meant for the `Recorder`."""
+
+    @abstractmethod
+    def get(self, job_id: str) -> Record | None:
+        """One record with its story, or None."""
+
+    @abstractmethod
+    def search(self, query: Query) -> Page:
+        """A page of records, newest first, without their stories."""
+
+    @abstractmethod
+    def count_by_state(self, *, category: str | None = None) -> dict[State, int]:
+        """How many records there are in each state."""
+
+    @abstractmethod
+    def remove_ended(self, *, before: float, limit: int = 10_000) -> int:
+        """Forget up to `limit` records that ended before a moment; returns how many went. Dead ones stay."""
+
+    # -- control ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def control(self, *, known_version: int = -1) -> Control | None:
+        """What is asked of workers, or None if nothing has changed since `known_version`."""
+
+    @abstractmethod
+    def pause(self, queue: str) -> None:
+        """Ask workers to claim nothing more from a queue."""
+
+    @abstractmethod
+    def resume(self, queue: str) -> None:
+        """Undo `pause`."""
+
+    @abstractmethod
+    def cancel(self, job_id: str, *, at: float) -> None:
+        """Ask that a job never starts, or stops running. Kept until `forget_cancel`, or for 400 days."""
+
+    @abstractmethod
+    def forget_cancel(self, job_id: str) -> None:
+        """The job has ended, or the request was withdrawn (a replay)."""
+
+    @abstractmethod
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether a job's cancellation is asked for, read now (the workers' copy may be a second old)."""
+
+    # -- keys: unique jobs, ticks, leases ----------------------------------------------------------------
+
+    @abstractmethod
+    def claim_key(self, key: str, owner: str, *, ttl: float) -> str:
+        """Take a key for an owner, for `ttl` seconds by the store's clock, unless somebody has it.
+
+        Returns the owner that has it now: the one given if it was free or already theirs (then its
+        time starts anew).
+        """
+
+    @abstractmethod
+    def release_key(self, key: str, owner: str) -> bool:
+        """Give a key back. False, and nothing done, if the owner doesn't have it."""
+
+    @abstractmethod
+    def key_owner(self, key: str) -> str | None:
+        """Who has a key now."""
+
+    # -- counters --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add(self, counter: str, n: int = 1) -> None:
+        """Add to a named counter."""
+
+    @abstractmethod
+    def counters(self, prefix: str = "") -> dict[str, int]:
+        """All counters whose names start with `prefix`."""
+
+    # -- heartbeats --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Write a worker's sign of life."""
+
+    @abstractmethod
+    def stopped(self, worker: str) -> None:
+        """Remove a worker's sign of life: it has stopped."""
+
+    @abstractmethod
+    def workers(self, *, alive_within: float = 15.0) -> list[Heartbeat]:
+        """The workers that gave a sign of life within so many seconds, by name."""
+
+    # -- audit -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def audit(self, entry: AuditEntry) -> None:
+        """Append an entry; it is durable when this returns."""
+
+    @abstractmethod
+    def audit_log(self, *, limit: int = 100, before: float | None = None) -> list[AuditEntry]:
+        """The newest entries first."""
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def put_result(self, key: str, value: bytes, *, ttl: float) -> None:
+        """Keep a result for `ttl` seconds."""
+
+    @abstractmethod
+    def get_result(self, key: str) -> bytes | None:
+        """A result, or None if there is none (any more)."""
+
+    # -- life --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files and connections. A store can be closed twice."""
