@@ -1,0 +1,1 @@
+"""Where messages wait: one broker with the rules, on one of several drivers."""
