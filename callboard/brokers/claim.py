@@ -1,0 +1,110 @@
+"""A message that a worker has claimed, and what is to become of it.
+
+Middleware and workers don't ack, retry or dead-letter: they set `ClaimedMessage.disposition`, and the
+broker settles the claim accordingly when the worker hands the message back (`Broker.settle`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dramatiq import Message
+from dramatiq.broker import MessageProxy
+
+from callboard.brokers.driver import Delivery, Intake
+from callboard.envelope import AttemptError, Extras, Headers
+from callboard.states import State
+
+
+@dataclass(slots=True, frozen=True)
+class Finish:
+    """The job has ended, and its message goes: succeeded, cancelled, expired or discarded."""
+
+    state: State = State.SUCCEEDED
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Later:
+    """The job waits in the broker, then comes again. `failed_run` is given when an attempt was used."""
+
+    state: State  # retrying, snoozed, parked
+    due: float  # seconds since the epoch
+    reason: str = ""
+    failed_run: AttemptError | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Die:
+    """The job failed for good: it becomes a dead letter."""
+
+    reason: str
+    failed_run: AttemptError | None = None
+    traceback: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class HookFailed:
+    """A middleware hook failed: the job wasn't safely processed. It comes again, uncounted, with backoff."""
+
+    hook: str
+    error: BaseException
+
+
+@dataclass(slots=True, frozen=True)
+class GiveBack:
+    """The worker is stopping: the message goes back as it came, uncounted."""
+
+
+@dataclass(slots=True, frozen=True)
+class Drop:
+    """The claim is gone, somebody else has the message by now: do nothing."""
+
+
+Disposition = Finish | Later | Die | HookFailed | GiveBack | Drop
+
+DONE = Finish()
+
+
+class ClaimedMessage(MessageProxy):
+    """A received message with its claim.
+
+    Attributes:
+        delivery: The claimed bytes, and the driver's hold on them.
+        intake: Whose claim it is.
+        headers: What has changed on its way.
+        extras: What `options.callboard` of the body says.
+        disposition: What is to become of it; None means succeeded, or dead if `failed` is set.
+        attempt: The number of this run, from 1.
+    """
+
+    def __init__(
+        self, message: Message[Any], delivery: Delivery, intake: Intake, headers: Headers, extras: Extras
+    ) -> None:
+        # The fields are copied: MessageProxy looks each up through __getattr__, many times a job.
+        self.__dict__.update(message.__dict__)
+        self._message = message
+        self._exception: BaseException | None = None
+        self.failed = False
+        self.delivery = delivery
+        self.intake = intake
+        self.headers = headers
+        self.extras = extras
+        self.disposition: Disposition | None = None
+        self.settled = False
+        self.started_at: float | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of this run, counting from 1."""
+        return self.headers.attempt + 1
+
+    @property
+    def exception(self) -> BaseException | None:
+        """How the run failed, while the message is being processed."""
+        return self._exception
+
+    def ready_at(self) -> float:
+        """Since when the job could have been running, in seconds since the epoch."""
+        return self.headers.ready_at or self.message_timestamp / 1000

@@ -1,0 +1,108 @@
+"""A dead letter: the original message, and the whole story of how it died.
+
+The queue `<category>.dead` is the truth, the store its index. The letter's body wraps the original bytes,
+so that a replay sends exactly what was sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import traceback as tracebacks
+from types import TracebackType
+
+import msgspec
+
+from callboard.envelope import AttemptError, Headers
+from callboard.errors import Unreadable
+
+MAX_TRACEBACK = 32_000
+
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
+
+
+class DeadLetter(msgspec.Struct, omit_defaults=True):
+    """What a letter's body holds. Times are seconds since the epoch."""
+
+    job_id: str
+    actor: str
+    queue: str  # where a replay goes
+    died_at: float
+    death: int  # 1 for the first time; a copy with the same id and number is the same letter
+    reason: str
+    fingerprint: str
+    attempts: list[AttemptError]
+    headers: Headers  # as they were at the last run
+    message: str  # the original body
+    encoding: str = "utf-8"  # 'base64' if the body was no text
+    traceback: str = ""
+    enqueued_at: float = 0.0
+    tags: list[str] = []
+    v: int = 1
+
+    @property
+    def original(self) -> bytes:
+        """The bytes that were sent."""
+        return base64.b64decode(self.message) if self.encoding == "base64" else self.message.encode()
+
+    @property
+    def error(self) -> str:
+        """The last error in a line."""
+        if not self.attempts:
+            return self.reason
+        last = self.attempts[-1]
+        return f"{last.type}: {last.message}"
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(DeadLetter).decode
+
+
+def wrap(body: bytes) -> tuple[str, str]:
+    """An original body as a text, and its encoding."""
+    try:
+        return body.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(body).decode(), "base64"
+
+
+def encode(letter: DeadLetter) -> bytes:
+    """The letter as a message's body."""
+    return _encode(letter)
+
+
+def decode(body: bytes) -> DeadLetter:
+    """The letter in a body.
+
+    Raises:
+        Unreadable: If it is none.
+    """
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable(f"this is no dead letter: {error}") from error
+
+
+def fingerprint(actor: str, error_type: str, message: str, where: str = "") -> str:
+    """What letters with the same cause have in common: 12 hexadecimal digits over the actor, the error's
+    type and where it was raised, or its text without numbers when that isn't known."""
+    cause = where or _NUMBERS.sub("#", message)[:200]
+    return hashlib.sha256(f"{actor}\n{error_type}\n{cause}".encode()).hexdigest()[:12]
+
+
+def where_raised(traceback: TracebackType | None) -> str:
+    """The innermost frame of a traceback as 'module:function'. Line numbers would change with each edit."""
+    frame = None
+    for frame, _ in tracebacks.walk_tb(traceback):
+        pass
+    return f"{frame.f_globals.get('__name__', '?')}:{frame.f_code.co_name}" if frame is not None else ""
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback as text. A long one keeps its head and its tail, where causes stand."""
+    text = "".join(tracebacks.format_exception(error))
+    if len(text) <= MAX_TRACEBACK:
+        return text
+    half = MAX_TRACEBACK // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half:,} characters cut ...\n{text[-half:]}"

@@ -1,0 +1,49 @@
+"""A private Redis."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from callboard.servers.process import HOST, PrivateServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class PrivateRedis(PrivateServer):
+    """A Redis from Debian's `redis-server`.
+
+    Args:
+        folder: where data and logs go; None makes one that `close` removes.
+        append_only: write each change to a file, fsynced once a second, so that data outlives `kill`. Without
+            it, what `stop` and `kill` leave is nothing.
+    """
+
+    name = "redis"
+    package = "redis-server"
+
+    def __init__(self, folder: Path | None = None, *, append_only: bool = False) -> None:
+        self._server = self._program("redis-server")
+        self._append_only = append_only
+        super().__init__(folder)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def _command(self) -> list[str]:
+        options = {
+            "bind": HOST,
+            "port": str(self.port),
+            "dir": str(self.folder),
+            "save": "",
+            "appendonly": "yes" if self._append_only else "no",
+            "appendfsync": "everysec",
+        }
+        return [self._server, *(word for key, value in options.items() for word in (f"--{key}", value))]
+
+    def _answers(self) -> bool:
+        with socket.create_connection((HOST, self.port), timeout=5) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")  # -LOADING while it reads its file
