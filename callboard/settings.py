@@ -6,6 +6,8 @@ settings; everything else receives values.
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -18,7 +20,7 @@ class CallboardSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CALLBOARD_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     @classmethod
-    def load(cls, **values: object) -> CallboardSettings:
+    def load(cls, **values: object) -> Self:
         """Read the environment.
 
         Raises:

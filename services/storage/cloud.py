@@ -1,0 +1,128 @@
+"""Objects in S3, Google Cloud Storage or Azure, through obstore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
+
+from callboard.errors import MissingExtra, SettingsError
+from services.storage.base import (
+    CHUNK_BYTES,
+    ObjectNotFound,
+    Storage,
+    StorageUnavailable,
+    StoredObject,
+    Writer,
+)
+from services.storage.keys import check_key, check_prefix
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+
+class CloudStorage(Storage):
+    """Objects in a bucket. Credentials come from the cloud's own variables, such as `AWS_ACCESS_KEY_ID`.
+
+    An object is gathered in a temporary local file and uploaded when it is complete: an upload that is given
+    up half-way never becomes visible, and memory stays flat. Such an upload may leave parts that only the
+    bucket's own life-cycle rules ("abort incomplete multipart uploads") remove.
+    """
+
+    def __init__(self, store: ObjectStore, *, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    @classmethod
+    def at(cls, url: str) -> CloudStorage:
+        """The bucket and prefix at `s3://`, `gs://` or `az://`; nothing is contacted yet.
+
+        Raises:
+            MissingExtra: obstore isn't installed.
+            SettingsError: the URL is malformed.
+        """
+        scheme = url.partition(":")[0]
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError as error:
+            raise MissingExtra("storage", needed_for=f"storage at {scheme}://") from error
+        try:
+            # A job has a retry policy of its own: give up long before obstore's three minutes.
+            store = from_url(url, retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)})
+        except (BaseError, ValueError) as error:
+            raise SettingsError(f"CALLBOARD_STORAGE_URL: {_first_line(error)}") from error
+        return cls(store, name=url)
+
+    @contextmanager
+    def open_write(self, key: str) -> Iterator[Writer]:
+        import obstore
+
+        check_key(key)
+        with TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with self._failing("write", key):
+                obstore.put(self._store, key, file)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        import obstore
+
+        check_key(key)
+        with self._failing("read", key):
+            chunks = iter(obstore.get(self._store, key).stream(min_chunk_size=CHUNK_BYTES))
+        while True:
+            with self._failing("read", key):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield bytes(chunk)
+
+    def stat(self, key: str) -> StoredObject:
+        import obstore
+
+        check_key(key)
+        with self._failing("read", key):
+            meta = obstore.head(self._store, key)
+        return StoredObject(key, meta["size"], meta["last_modified"])
+
+    def delete(self, key: str) -> bool:
+        import obstore
+
+        if not self.exists(key):
+            return False
+        with self._failing("delete", key):
+            obstore.delete(self._store, key)
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        import obstore
+
+        pages = iter(obstore.list(self._store, prefix="/".join(check_prefix(prefix)) or None))
+        while True:
+            with self._failing("list", prefix):
+                page = next(pages, None)
+            if page is None:
+                return
+            for meta in page:
+                yield StoredObject(meta["path"], meta["size"], meta["last_modified"])
+
+    def __str__(self) -> str:
+        return self._name
+
+    @contextmanager
+    def _failing(self, action: str, key: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, str(self)) from error
+        except (BaseError, OSError, ValueError) as error:
+            raise StorageUnavailable(f"can't {action} '{key}' in {self}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
