@@ -204,6 +204,47 @@ def extras_of(options: Mapping[str, Any]) -> Extras:
         raise Unreadable(f"options.callboard is wrong: {error}") from error
 
 
+class _Options(msgspec.Struct):
+    """The options whose types matter before anything else looks at them. They are Dramatiq's own."""
+
+    eta: float | None = None
+    pipe_target: _Wire | None = None
+    pipe_ignore: bool | None = None
+    on_success: str | None = None
+    on_failure: str | None = None
+    on_retry_exhausted: str | None = None
+    max_retries: int | None = None
+    min_backoff: float | None = None
+    max_backoff: float | None = None
+    max_age: float | None = None
+    time_limit: float | None = None
+    store_results: bool | None = None
+    result_ttl: float | None = None
+    retries: int = 0
+    scheduled_at: str | None = None
+    group_completion_uuid: str | None = None
+    group_completion_callbacks: list[_Wire] | None = None
+
+
+#: Options that a message may have although no middleware declares them.
+KNOWN_OPTIONS = frozenset(_Options.__struct_fields__) | {"callboard", "delay", "traceback", "requeue_timestamp"}
+
+
+def check_options(options: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Check Dramatiq's options of a received message.
+
+    Raises:
+        Unreadable: If one has a wrong type.
+        UnknownExtras: If one isn't known here.
+    """
+    try:
+        msgspec.convert(options, _Options)
+    except msgspec.ValidationError as error:
+        raise Unreadable(f"an option is wrong: {error}") from error
+    if unknown := options.keys() - known:
+        raise UnknownExtras(f"it has options that aren't known here: {', '.join(sorted(unknown))[:200]}")
+
+
 class UnknownExtras(Unreadable):
     """The message is of a later version: a newer worker may know it, so it is parked, not quarantined."""
 

@@ -85,6 +85,19 @@ class FateUnknown(SendError):
     """
 
 
+class PartlySent(SendError):
+    """Of several jobs sent at once, some were not accepted. `queued`, `not_queued`, `unknown` hold their ids."""
+
+    def __init__(self, cause: str, *, queued: list[str], not_queued: list[str], unknown: list[str]) -> None:
+        super().__init__(
+            f"{len(queued)} jobs were queued, {len(not_queued)} were not, the fate of {len(unknown)} is unknown: {cause}",
+            job_id=(not_queued or unknown)[0],
+        )
+        self.queued = queued
+        self.not_queued = not_queued
+        self.unknown = unknown
+
+
 class Unreadable(CallboardError):
     """A received message can't be read or trusted; it belongs into quarantine. The text is the reason."""
 

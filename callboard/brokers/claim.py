@@ -42,6 +42,7 @@ class Die:
     reason: str
     failed_run: AttemptError | None = None
     traceback: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,0 +1,503 @@
+"""Declaring a job, and sending it.
+
+    @actor(priority=Priority.HIGH, retries=5)
+    def send_invoice(invoice_id: int, to: str) -> None: ...
+
+    send_invoice.send(invoice_id=42, to="ada@example.org")
+    send_invoice.using(delay=timedelta(hours=1)).send(42, "ada@example.org")
+
+`actor` comes from the application's `broker.py`, and there is no other way in: what it declares is bound
+to that broker and never to Dramatiq's global one. The typed parameters are the payload. Where versions,
+validators or secrets are wanted, a pydantic model is named: `@actor(SendEmail)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+import dramatiq
+from dramatiq import Message
+from pydantic import BaseModel
+
+from callboard import envelope
+from callboard.errors import DeclarationError, InvalidPayload, Permanent
+from callboard.payload import Payload, PayloadMismatch
+from callboard.queues import Priority, is_category, queue_for
+from callboard.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from callboard.brokers.base import Broker
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+M = TypeVar("M", bound=BaseModel)
+
+
+class JobActor(dramatiq.Actor[P, R]):
+    """A function that does jobs. Call it to run it here and now; `send` it to have it run by a worker.
+
+    Attributes:
+        category: The name of the module it is declared in.
+        payload: What it accepts.
+        payload_version: The version of that; a worker parks jobs of a later one.
+    """
+
+    broker: Broker
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        broker: dramatiq.Broker,
+        actor_name: str,
+        queue_name: str,
+        priority: int,
+        options: dict[str, Any],
+        category: str,
+        payload: Payload,
+        payload_version: int,
+    ) -> None:
+        self.category = category
+        self.payload = payload
+        self.payload_version = payload_version
+        super().__init__(
+            _checked(fn, payload),
+            broker=broker,
+            actor_name=actor_name,
+            queue_name=queue_name,
+            priority=priority,
+            options=options,
+        )
+        self.__doc__ = fn.__doc__
+
+    def using(
+        self,
+        *,
+        priority: Priority | None = None,
+        delay: timedelta | None = None,
+        at: datetime | None = None,
+        expires: timedelta | datetime | None = None,
+        unique: str | None = None,
+        tags: Iterable[str] = (),
+        job_id: str | None = None,
+    ) -> Sending[P, R]:
+        """The same actor, for jobs with other options.
+
+        Args:
+            priority: Instead of the actor's own.
+            delay: Start after so long. Up to 300 days.
+            at: Start at this moment; aware, up to 300 days ahead.
+            expires: Don't start after this moment, or so long from now.
+            unique: A key. While a job that has it hasn't ended, sending another with it queues nothing,
+                and returns a message with the id of the first.
+            tags: Words to find the job by.
+            job_id: Its id, instead of a new one: 1 to 128 of letters, digits, `.`, `_`, `:` and `-`.
+
+        Raises:
+            ValueError: If the options contradict each other, or lie outside their limits.
+        """
+        return Sending(self, _options(priority, delay, at, expires, unique, tags, job_id))
+
+    def message_with_options(
+        self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> Message[R]:
+        message = super().message_with_options(args=args, kwargs=kwargs, **options)
+        object.__setattr__(message, "message_id", envelope.new_job_id())
+        return message
+
+    def message(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """A checked message that isn't sent yet, for pipelines and groups.
+
+        Raises:
+            InvalidPayload: If the arguments don't fit.
+        """
+        return self._message(_Options(), args, kwargs)
+
+    def partial(self, **fields: Any) -> Message[R]:
+        """A message with some of the arguments, to be completed by the result of the job before it in a
+        pipeline. It is checked when it is complete."""
+        return self._message(_Options(), (), fields, check=False)
+
+    def send(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """Queue a job. When this returns, the job is safe; its id is the message's `message_id`.
+
+        Raises:
+            InvalidPayload: The arguments don't fit. Nothing was queued.
+            NotQueued: Nothing was queued.
+            FateUnknown: The job may or may not be queued.
+        """
+        return self._send(_Options(), args, kwargs)
+
+    async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """`send` without blocking the event loop."""
+        return await asyncio.to_thread(self._send, _Options(), args, kwargs)
+
+    def send_many(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
+        """Queue many jobs in one go; all are safe when this returns.
+
+        Args:
+            payloads: For each job a mapping of its arguments, or an instance of its model.
+
+        Raises:
+            InvalidPayload: One doesn't fit. None was queued.
+            PartlySent: Some were not queued; the error has their ids.
+        """
+        return self._send_many(_Options(), payloads)
+
+    async def send_many_async(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
+        """`send_many` without blocking the event loop."""
+        return await asyncio.to_thread(self._send_many, _Options(), payloads)
+
+    # -- the common way of all sends -----------------------------------------------------------------------
+
+    def _send(self, options: _Options, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Message[R]:
+        message = self._message(options, args, kwargs, check=False)
+        sent: Message[R] = self.broker.enqueue(message, delay=options.wait())
+        return sent
+
+    def _send_many(
+        self, options: _Options, payloads: Iterable[Mapping[str, Any] | BaseModel]
+    ) -> list[Message[R]]:
+        messages = [
+            self._message(options, (item,), {}, check=False)
+            if isinstance(item, BaseModel)
+            else self._message(options, (), item, check=False)
+            for item in payloads
+        ]
+        return self.broker.enqueue_many(messages, delay=options.wait()) if messages else []
+
+    def _message(
+        self, options: _Options, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True
+    ) -> Message[R]:
+        job_id = options.job_id or envelope.new_job_id()
+        fields = dict(kwargs)
+        if check:
+            try:
+                fields = self.payload.to_wire(self.payload.check(self.payload.bind(args, kwargs)))
+                args = ()
+            except PayloadMismatch as error:
+                raise InvalidPayload(f"'{self.actor_name}': {error}", job_id=job_id) from error
+        return Message(
+            queue_name=queue_for(self.category, options.priority) if options.priority else self.queue_name,
+            actor_name=self.actor_name,
+            args=args,
+            kwargs=fields,
+            options={"callboard": options.extras(self)},
+            message_id=job_id,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    priority: Priority | None = None
+    delay: timedelta | None = None
+    at: datetime | None = None
+    expires: timedelta | datetime | None = None
+    unique: str | None = None
+    tags: tuple[str, ...] = ()
+    job_id: str | None = None
+
+    def wait(self) -> timedelta | None:
+        return self.at - datetime.now(UTC) if self.at is not None else self.delay
+
+    def extras(self, actor: JobActor[Any, Any]) -> dict[str, Any]:
+        extras: dict[str, Any] = {"v": envelope.VERSION}
+        if actor.payload_version != 1:
+            extras["payload_version"] = actor.payload_version
+        expires = self.expires if self.expires is not None else actor.options.get("expires")
+        if expires is not None:
+            moment = expires if isinstance(expires, datetime) else datetime.now(UTC) + expires
+            extras["expires"] = moment.timestamp()
+        if self.tags:
+            extras["tags"] = list(self.tags)
+        if self.unique is not None:
+            extras["unique"] = f"{actor.actor_name}:{self.unique}"
+        return extras
+
+
+def _options(
+    priority: Priority | None,
+    delay: timedelta | None,
+    at: datetime | None,
+    expires: timedelta | datetime | None,
+    unique: str | None,
+    tags: Iterable[str],
+    job_id: str | None,
+) -> _Options:
+    if delay is not None and at is not None:
+        raise ValueError("a job starts after a delay or at a moment: give one of delay and at")
+    for name, moment in (("at", at), ("expires", expires)):
+        if isinstance(moment, datetime) and moment.tzinfo is None:
+            raise ValueError(f"{name}={moment} has no time zone; use an aware datetime")
+    tags = (tags,) if isinstance(tags, str) else tuple(tags)
+    if any(not isinstance(tag, str) or not 0 < len(tag) <= 64 for tag in tags):
+        raise ValueError(f"a tag is a text of 1 to 64 characters, and not so in {tags!r}")
+    if unique is not None and not 0 < len(unique) <= 256:
+        raise ValueError("a unique key is a text of 1 to 256 characters")
+    return _Options(Priority(priority) if priority else None, delay, at, expires, unique, tags, job_id)
+
+
+class Sending(Generic[P, R]):
+    """An actor with options for the jobs to be sent. Made by `using`; has its own `using` to add more."""
+
+    def __init__(self, actor: JobActor[P, R], options: _Options) -> None:
+        self._actor = actor
+        self._options = options
+
+    def using(self, **options: Any) -> Sending[P, R]:
+        """The same, with other options replaced."""
+        return Sending(self._actor, replace(self._options, **options))
+
+    def message(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """See `JobActor.message`. A delay isn't part of a message: it is taken by `send` alone."""
+        return self._actor._message(self._options, args, kwargs)
+
+    def send(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """See `JobActor.send`."""
+        return self._actor._send(self._options, args, kwargs)
+
+    async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """See `JobActor.send_async`."""
+        return await asyncio.to_thread(self._actor._send, self._options, args, kwargs)
+
+    def send_many(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
+        """See `JobActor.send_many`."""
+        return self._actor._send_many(self._options, payloads)
+
+    async def send_many_async(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
+        """See `JobActor.send_many_async`."""
+        return await asyncio.to_thread(self._actor._send_many, self._options, payloads)
+
+
+class ModelSending(Generic[M, Q, R]):
+    """`Sending` for an actor with a model: takes an instance, or its fields by name."""
+
+    if TYPE_CHECKING:
+
+        def using(self, **options: Any) -> ModelSending[M, Q, R]: ...
+
+        @overload
+        def message(self, payload: M, /) -> Message[R]: ...
+        @overload
+        def message(self, *args: Q.args, **fields: Q.kwargs) -> Message[R]: ...
+        def message(self, *args: Any, **fields: Any) -> Message[R]: ...
+
+        @overload
+        def send(self, payload: M, /) -> Message[R]: ...
+        @overload
+        def send(self, *args: Q.args, **fields: Q.kwargs) -> Message[R]: ...
+        def send(self, *args: Any, **fields: Any) -> Message[R]: ...
+
+        @overload
+        async def send_async(self, payload: M, /) -> Message[R]: ...
+        @overload
+        async def send_async(self, *args: Q.args, **fields: Q.kwargs) -> Message[R]: ...
+        async def send_async(self, *args: Any, **fields: Any) -> Message[R]: ...
+
+        def send_many(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]: ...
+        async def send_many_async(
+            self, payloads: Iterable[Mapping[str, Any] | BaseModel]
+        ) -> list[Message[R]]: ...
+
+
+class ModelActor(JobActor[[M], R], Generic[M, Q, R]):
+    """A `JobActor` whose payload is a pydantic model: `send(SendEmail(...))` and `send(to=...)` are both typed.
+
+    At run time it is a JobActor; the overloads are what a type checker sees.
+    """
+
+    if TYPE_CHECKING:
+
+        def using(  # type: ignore[override]  # the same call, sending models
+            self,
+            *,
+            priority: Priority | None = None,
+            delay: timedelta | None = None,
+            at: datetime | None = None,
+            expires: timedelta | datetime | None = None,
+            unique: str | None = None,
+            tags: Iterable[str] = (),
+            job_id: str | None = None,
+        ) -> ModelSending[M, Q, R]: ...
+
+        @overload
+        def message(self, payload: M, /) -> Message[R]: ...
+        @overload
+        def message(self, *args: Q.args, **fields: Q.kwargs) -> Message[R]: ...
+        def message(self, *args: Any, **fields: Any) -> Message[R]: ...
+
+        @overload
+        def send(self, payload: M, /) -> Message[R]: ...
+        @overload
+        def send(self, *args: Q.args, **fields: Q.kwargs) -> Message[R]: ...
+        def send(self, *args: Any, **fields: Any) -> Message[R]: ...
+
+        @overload
+        async def send_async(self, payload: M, /) -> Message[R]: ...
+        @overload
+        async def send_async(self, *args: Q.args, **fields: Q.kwargs) -> Message[R]: ...
+        async def send_async(self, *args: Any, **fields: Any) -> Message[R]: ...
+
+
+class _Decorate(Protocol):
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> JobActor[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> JobActor[P, R]: ...
+
+
+class _DecorateModel(Protocol[M, Q]):
+    @overload
+    def __call__(self, fn: Callable[[M], Awaitable[R]], /) -> ModelActor[M, Q, R]: ...
+    @overload
+    def __call__(self, fn: Callable[[M], R], /) -> ModelActor[M, Q, R]: ...
+
+
+class ActorDecorator:
+    """The `actor` of a `broker.py`: declares functions as actors on one broker."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+
+    @overload
+    def __call__(
+        self,
+        model: Callable[Q, M],
+        /,
+        *,
+        name: str | None = None,
+        category: str | None = None,
+        priority: Priority = Priority.MEDIUM,
+        retries: int | RetryPolicy | None = None,
+        time_limit: timedelta | None = None,
+        expires: timedelta | None = None,
+        version: int = 1,
+        **options: Any,
+    ) -> _DecorateModel[M, Q]: ...
+    @overload
+    def __call__(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        category: str | None = None,
+        priority: Priority = Priority.MEDIUM,
+        retries: int | RetryPolicy | None = None,
+        time_limit: timedelta | None = None,
+        expires: timedelta | None = None,
+        version: int = 1,
+        **options: Any,
+    ) -> _Decorate: ...
+    def __call__(
+        self,
+        model: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        category: str | None = None,
+        priority: Priority = Priority.MEDIUM,
+        retries: int | RetryPolicy | None = None,
+        time_limit: timedelta | None = None,
+        expires: timedelta | None = None,
+        version: int = 1,
+        **options: Any,
+    ) -> Any:
+        """Declare an actor.
+
+        Args:
+            model: The pydantic model that is the function's one parameter, if there is one.
+            name: Instead of the function's own, in which `_` becomes `-`.
+            category: Instead of the module's name.
+            priority: Of its jobs, unless a send says otherwise.
+            retries: How often a failed job is tried again, or a whole `RetryPolicy`.
+            time_limit: A run is ended after so long.
+            expires: A job that hasn't started after so long doesn't start any more.
+            version: The version of the payload; raise it when the payload changes in a way that an older
+                worker can't run.
+            **options: What the middleware takes: `store_results`, `on_success`, `periodic`, ...
+
+        Raises:
+            DeclarationError: If the actor can't work as declared.
+        """
+        if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise DeclarationError(
+                "@actor takes a pydantic model or keyword options: write @actor() where there are none"
+            )
+        if isinstance(retries, int):
+            retries = RetryPolicy(attempts=retries + 1)
+        given = {"retries": retries, "time_limit": time_limit, "expires": expires}
+        options |= {option: value for option, value in given.items() if value is not None}
+
+        def declare(fn: Callable[..., Any]) -> JobActor[..., Any]:
+            return self._declare(fn, model, name, category, priority, version, options)
+
+        return declare
+
+    def _declare(
+        self,
+        fn: Callable[..., Any],
+        model: type[BaseModel] | None,
+        name: str | None,
+        category: str | None,
+        priority: Priority,
+        version: int,
+        options: dict[str, Any],
+    ) -> JobActor[..., Any]:
+        actor_name = name or fn.__name__.replace("_", "-")
+        category = category or fn.__module__.rpartition(".")[2].strip("_")
+        if not is_category(category):
+            raise DeclarationError(
+                f"'{actor_name}' is declared in the module '{fn.__module__}', and '{category}' can't be a category: "
+                "one has lower case letters, digits, '_' and '-'; pass category=..."
+            )
+        if unknown := options.keys() - self.broker.actor_options:
+            raise DeclarationError(
+                f"'{actor_name}' has unknown options: {', '.join(sorted(unknown))}; "
+                f"known: {', '.join(sorted(self.broker.actor_options))}"
+            )
+        for callback in ("on_success", "on_failure", "on_retry_exhausted"):
+            if isinstance(options.get(callback), dramatiq.Actor):
+                options[callback] = options[callback].actor_name
+        actor_class = cast("type[JobActor[..., Any]]", JobActor if model is None else ModelActor)
+        return actor_class(
+            fn,
+            broker=self.broker,
+            actor_name=actor_name,
+            queue_name=queue_for(category, priority),
+            priority=int(priority),
+            options=options,
+            category=category,
+            payload=Payload(fn, model),
+            payload_version=version,
+        )
+
+
+def _checked(fn: Callable[..., Any], payload: Payload) -> Callable[..., Any]:
+    """The function behind its payload: checks what came, then calls."""
+
+    def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return payload.check(payload.bind(args, kwargs))
+        except PayloadMismatch as error:
+            raise Permanent(f"the payload doesn't fit: {error}") from error
+
+    if iscoroutinefunction(fn):
+
+        @functools.wraps(fn)
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            return await payload.call(fn, arguments(args, kwargs))
+
+        return run_async
+
+    @functools.wraps(fn)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return payload.call(fn, arguments(args, kwargs))
+
+    return run

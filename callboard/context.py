@@ -1,0 +1,192 @@
+"""What a job sees of itself while it runs: `current_job()`.
+
+A `Run` is one run of one job on one thread. Asynchronous exceptions (a time limit, a cancel) are delivered
+only while the actor's body is on the stack, so that they can't hit Callboard's own bookkeeping.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+import structlog
+from dramatiq.middleware.threading import Interrupt, raise_thread_exception
+
+from callboard.errors import CallboardError
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+T = TypeVar("T")
+
+
+class Cancelled(Interrupt):
+    """Raised in an actor's thread when its job was cancelled; let it pass."""
+
+
+class NoCurrentJob(CallboardError, RuntimeError):
+    """`current_job()` was called where no job runs: outside of an actor's body."""
+
+
+class Reporter(Protocol):
+    """Where a run's news go. The broker is one."""
+
+    def report_progress(self, run: Run, fraction: float | None, note: str) -> None: ...
+    def is_cancelled(self, job_id: str) -> bool: ...
+    def save_checkpoint(self, job_id: str, state: bytes) -> None: ...
+    def load_checkpoint(self, job_id: str) -> bytes | None: ...
+
+
+class Run:
+    """One run of a job.
+
+    Attributes:
+        id: The job's id.
+        actor: The actor's name.
+        queue: The queue it came from.
+        attempt: The number of this run, from 1; runs that a deploy interrupted don't count.
+        deadline: When the run's time limit ends, or None.
+        replayed: Whether the job is a dead letter that was sent again.
+        tags: The job's tags.
+    """
+
+    def __init__(
+        self,
+        *,
+        job_id: str,
+        actor: str,
+        queue: str,
+        attempt: int,
+        reporter: Reporter,
+        order: int = 0,
+        tags: tuple[str, ...] = (),
+        replayed: bool = False,
+    ) -> None:
+        self.id = job_id
+        self.actor = actor
+        self.queue = queue
+        self.attempt = attempt
+        self.order = order
+        self.tags = tags
+        self.replayed = replayed
+        self.deadline: datetime | None = None
+        self.started = time.monotonic()
+        self._reporter = reporter
+        self._thread: int | None = None
+        self._interrupted: type[BaseException] | None = None
+        self._lock = threading.Lock()
+
+    # -- for the job -------------------------------------------------------------------------------------
+
+    def progress(self, fraction: float | None = None, note: str = "") -> None:
+        """Say how far the job is: a fraction from 0 to 1, a few words, or both. Cheap enough for each row."""
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise ValueError(f"progress is a fraction from 0 to 1, not {fraction}")
+        self._reporter.report_progress(self, fraction, note)
+
+    @property
+    def log(self) -> FilteringBoundLogger:
+        """A logger whose lines carry the job's id, actor and attempt."""
+        logger: FilteringBoundLogger = structlog.get_logger("job").bind(
+            job_id=self.id, actor=self.actor, attempt=self.attempt
+        )
+        return logger
+
+    def cancelled(self) -> bool:
+        """Whether somebody asked that this job stops. Long jobs look now and then, tidy up and return."""
+        return self._reporter.is_cancelled(self.id)
+
+    def remaining(self) -> timedelta | None:
+        """How much of the time limit is left, or None without one."""
+        return self.deadline - datetime.now(UTC) if self.deadline is not None else None
+
+    def checkpoint(self, state: Any) -> None:
+        """Keep a state, as JSON, for the next run of this job: after a crash, a deploy or a retry.
+
+        Raises:
+            TypeError: If it is no JSON.
+            StoreUnavailable: If it couldn't be kept.
+        """
+        self._reporter.save_checkpoint(self.id, msgspec.json.encode(state))
+
+    def last_checkpoint(self) -> Any:
+        """What an earlier run of this job kept, or None.
+
+        Raises:
+            StoreUnavailable: If the store can't be read.
+        """
+        data = self._reporter.load_checkpoint(self.id)
+        return msgspec.json.decode(data) if data is not None else None
+
+    # -- for the machinery -------------------------------------------------------------------------------
+
+    def interrupt(self, exception: type[BaseException]) -> bool:
+        """Raise an exception in the actor's body, once at most. False if the body isn't running."""
+        with self._lock:
+            if self._thread is None or self._interrupted is not None:
+                return False
+            self._interrupted = exception
+            raise_thread_exception(self._thread, exception)  # type: ignore[no-untyped-call]
+            return True
+
+    def call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        """Run the actor's body; only in here can `interrupt` reach it."""
+        if self._thread is not None:  # an actor called by an actor: still the same body
+            return fn(*args, **kwargs)
+        finished = False
+        result: Any = None
+        with self._lock:
+            self._thread = threading.get_ident()
+        try:
+            try:
+                result = fn(*args, **kwargs)
+                finished = True
+            finally:
+                with self._lock:
+                    self._thread = None
+        except BaseException as error:
+            if finished and self._interrupted is not None and isinstance(error, self._interrupted):
+                self._thread = None  # it came as the body had returned: the job is done
+            else:
+                raise
+        if self._interrupted is not None:
+            self._swallow_pending()
+        return result  # type: ignore[no-any-return]
+
+    def _swallow_pending(self) -> None:
+        """Let an exception that was set while the body returned come up here, where it does no harm."""
+        try:
+            for _ in range(100):
+                time.sleep(0)
+        except Interrupt:
+            return
+
+
+_current: ContextVar[Run | None] = ContextVar("callboard_run", default=None)
+
+
+def current_job() -> Run:
+    """The job that runs here, also in an async actor and in tasks it starts.
+
+    Raises:
+        NoCurrentJob: If none does.
+    """
+    run = _current.get()
+    if run is None:
+        raise NoCurrentJob("current_job() was called where no job runs; call it inside an actor")
+    return run
+
+
+def running_job() -> Run | None:
+    """The job that runs here, if one does."""
+    return _current.get()
+
+
+def enter_run(run: Run | None) -> None:
+    """Make a run the current one of this thread, or none."""
+    _current.set(run)

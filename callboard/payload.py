@@ -1,0 +1,205 @@
+"""A payload: an actor's arguments, as a type that is checked at the send and at the run.
+
+It comes from the actor's own parameters, or from a pydantic model where versions, validators or secrets
+are wanted. The wire format is the same for both: keyword arguments as JSON.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, PydanticUserError, SecretBytes, SecretStr, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+from typing_extensions import NotRequired, Required, TypedDict
+
+from callboard.errors import DeclarationError
+
+T = TypeVar("T")
+
+MASK = "**********"
+
+_SECRET_NAME = re.compile(
+    r"pass(word|wd|phrase)?$|^pwd$|secret|token$|api_?key$|private_?key$|^auth(orization)?$|credential|cookie$",
+    re.IGNORECASE,
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+class PayloadMismatch(ValueError):
+    """Arguments that don't fit; the text says which and why, without their values."""
+
+
+class Payload:
+    """What an actor accepts. Made once, when the actor is declared.
+
+    Args:
+        fn: The actor's function.
+        model: The pydantic model that is its one parameter, if it has one.
+
+    Raises:
+        DeclarationError: If the parameters can't be a payload.
+    """
+
+    def __init__(self, fn: Callable[..., Any], model: type[BaseModel] | None = None) -> None:
+        self.model = model
+        self.name = getattr(fn, "__name__", "actor")
+        self._signature = inspect.signature(fn)
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(model or _typed_dict(self.name, fn, self._signature))
+        except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
+            raise DeclarationError(
+                f"the parameters of '{self.name}' can't be a payload: {str(error).splitlines()[0]}"
+            ) from error
+        self._validate = self._adapter.validator.validate_python
+        self._dump = self._adapter.serializer.to_python
+        self._has_secrets = _mentions_secret(self._adapter.core_schema)
+        self._strict = model is not None and bool(model.model_config.get("strict"))
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Arguments as they were given, positional or not, as one unchecked value.
+
+        Raises:
+            PayloadMismatch: If positional ones don't fit the signature.
+        """
+        if not args:
+            return kwargs
+        if self.model is not None:
+            if len(args) == 1 and not kwargs and isinstance(args[0], self.model):
+                return args[0]
+            raise PayloadMismatch(f"takes one {self.model.__name__}, or its fields by name")
+        try:
+            return self._signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise PayloadMismatch(str(error)) from error
+
+    def check(self, value: Any) -> Any:
+        """A checked payload: an instance of the model, or a dict of arguments. Takes Python values or JSON's.
+
+        Raises:
+            PayloadMismatch: Naming each field that is wrong.
+        """
+        try:
+            if self._strict and not isinstance(value, BaseModel):
+                return self._adapter.validate_json(msgspec.json.encode(value))
+            return self._validate(value)
+        except ValidationError as error:
+            raise PayloadMismatch(_explain(error)) from None
+        except (TypeError, msgspec.MsgspecError) as error:
+            raise PayloadMismatch(str(error)) from error
+
+    def to_wire(self, checked: Any) -> dict[str, Any]:
+        """A checked payload as JSON values; secrets are in clear, for only the message carries them.
+
+        Raises:
+            PayloadMismatch: If something in it is no JSON.
+        """
+        try:
+            wire: dict[str, Any] = self._dump(checked, mode="json")
+            if self._has_secrets:
+                wire = _reveal(self._dump(checked, mode="python"), wire)
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise PayloadMismatch(str(error).splitlines()[0]) from error
+        return wire
+
+    def call(self, fn: Callable[..., T], checked: Any) -> T:
+        """Call the actor's function with a checked payload."""
+        return fn(checked) if self.model is not None else fn(**checked)
+
+    def masked(self, wire: Mapping[str, Any]) -> str:
+        """JSON of a wire payload for people to read, its secrets hidden."""
+        if self._has_secrets:
+            try:
+                wire = self._dump(self.check(dict(wire)), mode="json")
+            except PayloadMismatch:
+                return "{}"
+        return masked_json(wire)
+
+    def json_schema(self) -> dict[str, Any]:
+        """The JSON schema (2020-12) of the wire format."""
+        schema = self._adapter.json_schema()
+        if self.model is None:
+            schema.pop("title", None)
+            for name, parameter in self._signature.parameters.items():
+                if parameter.default is not parameter.empty:
+                    default = to_jsonable_python(parameter.default, fallback=repr)
+                    schema.get("properties", {}).get(name, {})["default"] = default
+        return schema
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a key looks like one that holds a secret: `password`, `api_key`, `access_token`, ..."""
+    return _SECRET_NAME.search(_CAMEL.sub("_", name).replace("-", "_")) is not None
+
+
+def mask(value: Any) -> Any:
+    """JSON values with what stands under secret-looking keys hidden."""
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if isinstance(key, str) and is_secret_name(key) and item not in (None, "") else mask(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [mask(item) for item in value]
+    return value
+
+
+def masked_json(value: Any) -> str:
+    """`mask`ed values as JSON; what is no JSON is shown by its type's name."""
+    return msgspec.json.encode(mask(value), enc_hook=lambda item: f"<{type(item).__name__}>").decode()
+
+
+def _typed_dict(name: str, fn: Callable[..., Any], signature: inspect.Signature) -> Any:
+    hints = get_type_hints(fn, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise DeclarationError(
+                f"'{name}' takes {parameter}, which has no name on the wire; give each parameter a name and a type"
+            )
+        hint = hints.get(parameter.name, Any)
+        fields[parameter.name] = Required[hint] if parameter.default is parameter.empty else NotRequired[hint]
+    make: Any = TypedDict  # a type checker allows literals only
+    payload = make(f"{name}_payload", fields)
+    payload.__pydantic_config__ = ConfigDict(extra="forbid")
+    return payload
+
+
+def _mentions_secret(schema: Any, depth: int = 0) -> bool:
+    if isinstance(schema, Mapping):
+        if schema.get("cls") in (SecretStr, SecretBytes):
+            return True
+        return any(_mentions_secret(item, depth + 1) for item in schema.values())
+    if isinstance(schema, list | tuple) and depth < 60:
+        return any(_mentions_secret(item, depth + 1) for item in schema)
+    return False
+
+
+def _reveal(plain: Any, wire: Any) -> Any:
+    """The wire values, with the secrets that JSON mode hides put back from the Python values."""
+    if isinstance(plain, SecretStr):
+        return plain.get_secret_value()
+    if isinstance(plain, SecretBytes):
+        return plain.get_secret_value().decode()
+    if isinstance(plain, Mapping) and isinstance(wire, Mapping):
+        return {key: _reveal(item, wire_item) for (key, wire_item), item in zip(wire.items(), plain.values(), strict=True)}
+    if isinstance(plain, list | tuple) and isinstance(wire, list):
+        return [_reveal(item, wire_item) for item, wire_item in zip(plain, wire, strict=True)]
+    return wire
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for detail in error.errors(include_input=False, include_url=False, include_context=False):
+        where = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "missing":
+            problems.append(f"'{where}' is missing")
+        elif detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            problems.append(f"'{where}' is not a parameter")
+        else:
+            problems.append(f"'{where}': {detail['msg']}" if where else detail["msg"])
+    return "; ".join(problems)
