@@ -11,7 +11,7 @@ Records are not written here directly by a running job but behind it, in batches
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,8 @@ from callboard.states import State
 class Change:
     """What has become known of one job. `None` leaves what the record says as it is.
 
-    A change with a lower `order` (see `callboard.states.order`) than the record's may fill fields that
-    are still empty, but overwrites nothing.
+    Changes may be written late and in any order: each field of a record ends up with what the change with
+    the highest `order` (see `callboard.states.order`) says of it, the last one written among equals.
     """
 
     job_id: str
@@ -99,7 +99,10 @@ class Record:
 class Query:
     """A search for records. Every condition that is set must hold; the newest jobs come first.
 
-    `text` looks into payload, error and reason. `after` is the `next` of an earlier page.
+    A record must have one of the states, categories, actors and queues, and all of the tags. How new a job
+    is, `since` and `until` go by `enqueued_at`, or by the first change's `at` where that didn't say it.
+    `text` looks into payload, error and reason, whatever the case of ASCII letters. `limit` is 1 to 1,000.
+    `after` is the `next` of an earlier page.
     """
 
     states: Sequence[State] = ()
@@ -108,8 +111,8 @@ class Query:
     queues: Sequence[str] = ()
     tags: Sequence[str] = ()
     fingerprint: str | None = None
-    since: float | None = None  # enqueued at or after
-    until: float | None = None  # enqueued before
+    since: float | None = None  # at or after
+    until: float | None = None  # before
     text: str | None = None
     limit: int = 50
     after: str | None = None
@@ -117,7 +120,11 @@ class Query:
 
 @dataclass(slots=True, kw_only=True)
 class Page:
-    """One page of a search; `next` is None on the last."""
+    """One page of a search; `next` is None on the last.
+
+    A search that has to look at very many records gives what it has found so far, perhaps nothing yet,
+    with a `next` to go on.
+    """
 
     records: list[Record]
     next: str | None = None
@@ -140,7 +147,10 @@ class Heartbeat:
 
 @dataclass(slots=True, kw_only=True)
 class Control:
-    """What was asked of running workers. Workers poll it, and act within a second."""
+    """What was asked of running workers. Workers poll it, and act within a second.
+
+    A `version` says only whether something has changed: compare it for equality.
+    """
 
     version: int
     paused: frozenset[str]  # queue names
@@ -174,7 +184,19 @@ class Store(ABC):
 
     @abstractmethod
     def search(self, query: Query) -> Page:
-        """A page of records, newest first, without their stories."""
+        """A page of records, newest first, without their stories.
+
+        Raises:
+            InvalidQuery: If the limit is out of range, or `after` is no page's `next`.
+        """
+
+    @abstractmethod
+    def report_dropped(self, count: int, *, since: float, until: float) -> None:
+        """Note that changes of so many records, made between two moments, could never be written.
+
+        It shows in the counters `records.dropped`, and, in whole seconds since the epoch, in
+        `records.dropped_since` (the earliest) and `records.dropped_until` (the latest).
+        """
 
     @abstractmethod
     def count_by_state(self, *, category: str | None = None) -> dict[State, int]:
@@ -213,11 +235,12 @@ class Store(ABC):
     # -- keys: unique jobs, ticks, leases ----------------------------------------------------------------
 
     @abstractmethod
-    def claim_key(self, key: str, owner: str, *, ttl: float) -> str:
+    def claim_key(self, key: str, owner: str, *, ttl: float, durable: bool = True) -> str:
         """Take a key for an owner, for `ttl` seconds by the store's clock, unless somebody has it.
 
         Returns the owner that has it now: the one given if it was free or already theirs (then its
-        time starts anew).
+        time starts anew). The claim outlives a power loss. Where it needn't, as with a lease, whose
+        holder is gone by then too, `durable=False` saves waiting for the disk.
         """
 
     @abstractmethod
@@ -237,6 +260,33 @@ class Store(ABC):
     @abstractmethod
     def counters(self, prefix: str = "") -> dict[str, int]:
         """All counters whose names start with `prefix`."""
+
+    # -- numbers: barriers, rate limits --------------------------------------------------------------------
+
+    @abstractmethod
+    def set_number(self, key: str, value: int, *, ttl: float) -> bool:
+        """Set a number for `ttl` seconds. False, and nothing done, if the key has one."""
+
+    @abstractmethod
+    def move_number(
+        self,
+        key: str,
+        by: int,
+        *,
+        ttl: float,
+        least: int | None = None,
+        most: int | None = None,
+        sum_with: Collection[str] = (),
+    ) -> bool:
+        """Add to a number, which is 0 where there is none, and let it live `ttl` seconds from now.
+
+        False, and nothing done, if it would fall under `least` or rise over `most`, or, together with
+        the numbers of other keys (`sum_with`), over `most`.
+        """
+
+    @abstractmethod
+    def has_number(self, key: str) -> bool:
+        """Whether a key has a number now."""
 
     # -- heartbeats --------------------------------------------------------------------------------------
 
