@@ -110,6 +110,10 @@ class StoreUnavailable(CallboardError, ConnectionError):
     """The store can't be read or written; the message says which and why."""
 
 
+class InvalidQuery(CallboardError, ValueError):
+    """A search asks for something that no search can answer; the message says what."""
+
+
 class JobNotFound(CallboardError, LookupError):
     """No job has this id, as far as the store and the broker know."""
 
