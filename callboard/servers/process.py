@@ -58,6 +58,8 @@ class PrivateServer:
 
     name: ClassVar[str]
     package: ClassVar[str]
+    _stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    _runs_as: int | None = None  # the user and group that the server runs as; None is ours
 
     def __init__(self, folder: Path | None = None) -> None:
         self._owner = os.getpid()
@@ -104,7 +106,7 @@ class PrivateServer:
 
     def stop(self) -> None:
         """Ask it to end in good order, and wait. The data stays."""
-        self._end(signal.SIGTERM)
+        self._end(self._stop_signal)
 
     def kill(self) -> None:
         """kill -9, and wait until it is gone. The data stays as it was at that moment."""
@@ -125,7 +127,7 @@ class PrivateServer:
             os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it at once and let go of the ports and of the folder, if it is ours. Calling it twice is fine."""
+        """End it at once and let go of the ports, and of the folder if it is ours. Twice is fine."""
         if os.getpid() != self._owner:  # a fork inherits our atexit handlers, but not the server
             return
         self.kill()
@@ -165,9 +167,7 @@ class PrivateServer:
             )
         return found
 
-    def _spawn(
-        self, command: list[str], environment: Mapping[str, str], *, user: int | None = None
-    ) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C in the terminal is for us, who then end it when its clients are done.
         with self.output.open("ab") as output:
             return subprocess.Popen(  # noqa: S603 - a command of our own making
@@ -178,9 +178,9 @@ class PrivateServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                user=user,
-                group=user,
-                extra_groups=None if user is None else [],
+                user=self._runs_as,
+                group=self._runs_as,
+                extra_groups=None if self._runs_as is None else [],
             )
 
     def _wait_until_it_answers(self) -> None:

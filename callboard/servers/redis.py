@@ -32,6 +32,10 @@ class PrivateRedis(PrivateServer):
     def url(self) -> str:
         return f"redis://{HOST}:{self.port}/0"
 
+    def empty(self) -> None:
+        """Drop everything it holds."""
+        self._ask("FLUSHALL")
+
     def _command(self) -> list[str]:
         options = {
             "bind": HOST,
@@ -44,6 +48,9 @@ class PrivateRedis(PrivateServer):
         return [self._server, *(word for key, value in options.items() for word in (f"--{key}", value))]
 
     def _answers(self) -> bool:
-        with socket.create_connection((HOST, self.port), timeout=5) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")  # -LOADING while it reads its file
+        return self._ask("PING") == "+PONG"  # -LOADING while it reads its file
+
+    def _ask(self, command: str) -> str:
+        with socket.create_connection((HOST, self.port), timeout=30) as connection:
+            connection.sendall(f"{command}\r\n".encode())
+            return connection.makefile().readline().strip()

@@ -1,0 +1,87 @@
+"""Real servers for the tests: one of each kind a session, and in it a fresh room for every test.
+
+Under pytest-xdist each worker has its own. A test that kills or blocks a server takes an `own_...` one.
+A server that isn't installed skips the tests that ask for it, and fails them where `CI` is set.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from callboard.servers import PrivatePostgresql, PrivateRabbitmq, PrivateRedis, PrivateServer, ServerMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+S = TypeVar("S", bound=PrivateServer)
+
+
+def _installed(server: Callable[[], S]) -> S:
+    try:
+        return server()
+    except ServerMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[PrivateRabbitmq]:
+    """The session's RabbitMQ node: for looking at and closing connections, not for killing."""
+    with _installed(PrivateRabbitmq) as node:
+        yield node
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: PrivateRabbitmq) -> Iterator[str]:
+    """The URL of a fresh vhost on the session's node."""
+    vhost = f"test-{uuid.uuid4().hex}"
+    yield rabbitmq.add_vhost(vhost)
+    rabbitmq.delete_vhost(vhost)
+
+
+@pytest.fixture
+def own_rabbitmq() -> Iterator[PrivateRabbitmq]:
+    """A node of this test's own, to kill, restart and block; it costs six seconds."""
+    with _installed(PrivateRabbitmq) as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[PrivateRedis]:
+    """The session's Redis, in memory only."""
+    with _installed(PrivateRedis) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: PrivateRedis) -> str:
+    """The URL of the session's Redis, emptied."""
+    redis_server.empty()
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis() -> Iterator[PrivateRedis]:
+    """A Redis of this test's own, to kill and restart; what it holds outlives that."""
+    with _installed(lambda: PrivateRedis(append_only=True)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PrivatePostgresql]:
+    """The session's PostgreSQL."""
+    with _installed(PrivatePostgresql) as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PrivatePostgresql) -> Iterator[str]:
+    """The URL of a fresh database on the session's PostgreSQL."""
+    database = f"test_{uuid.uuid4().hex}"
+    yield postgresql.create_database(database)
+    postgresql.drop_database(database)
