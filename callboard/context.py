@@ -50,7 +50,7 @@ class Run:
         actor: The actor's name.
         queue: The queue it came from.
         attempt: The number of this run, from 1; runs that a deploy interrupted don't count.
-        deadline: When the run's time limit ends, or None.
+        time_limit: Seconds that the run may take, or None.
         replayed: Whether the job is a dead letter that was sent again.
         tags: The job's tags.
     """
@@ -74,7 +74,7 @@ class Run:
         self.order = order
         self.tags = tags
         self.replayed = replayed
-        self.deadline: datetime | None = None
+        self.time_limit: float | None = None
         self.started = time.monotonic()
         self._reporter = reporter
         self._thread: int | None = None
@@ -101,9 +101,12 @@ class Run:
         """Whether somebody asked that this job stops. Long jobs look now and then, tidy up and return."""
         return self._reporter.is_cancelled(self.id)
 
-    def remaining(self) -> timedelta | None:
-        """How much of the time limit is left, or None without one."""
-        return self.deadline - datetime.now(UTC) if self.deadline is not None else None
+    @property
+    def deadline(self) -> datetime | None:
+        """When the run's time limit ends, or None without one."""
+        if self.time_limit is None:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=self.time_limit - (time.monotonic() - self.started))
 
     def checkpoint(self, state: Any) -> None:
         """Keep a state, as JSON, for the next run of this job: after a crash, a deploy or a retry.

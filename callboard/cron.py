@@ -12,7 +12,7 @@ cronsim has DST rules of its own, which are not used: they depend on how the exp
 lost in the gap and doubled in the fold, `0,30 2` isn't), go back in time when asked from inside the repeated
 hour, and miss ticks where clocks move by half an hour.
 
-Both restricted, day-of-month and day-of-week mean *either*, as in every cron. Restricted is a field that
+Both restricted, day-of-month and day-of-week mean *either*, as in Debian's cron. Restricted is a field that
 doesn't begin with `*`; so `0 0 */2 * mon` means odd days that are Mondays. `L`, `LW`, `5L` and `1#2` (the
 last day, the last weekday, the last Friday, the second Monday of the month) are understood as well.
 """
@@ -232,7 +232,6 @@ _FIELDS = (
     _Field("month", 1, 12, 12, _MONTHS),
     _Field("day-of-week", 0, 7, 7, _DAYS),
 )
-_FIELD_NAMES = ", ".join(kind.name for kind in _FIELDS)
 
 
 def _text(expression: object) -> str:
@@ -242,7 +241,7 @@ def _text(expression: object) -> str:
 
 
 def _five_fields(expression: str) -> str:
-    """The fields as cronsim reads them: without names such as @daily, and a Sunday that ends a range as 7."""
+    """The fields as cronsim reads them rightly, without names such as @daily."""
     if not expression:
         raise ScheduleError("the schedule is empty; write five fields, as in '0 3 * * *' for 03:00 every day")
     if expression.startswith("@"):
@@ -252,10 +251,7 @@ def _five_fields(expression: str) -> str:
     parts = expression.split()
     if len(parts) != 5:
         raise _refused(expression, _wrong_count(len(parts)))
-    parts[4] = re.sub(r"\b(mon|tue|wed|thu|fri|sat|[1-6])-sun\b", r"\1-7", parts[4].lower())
-    for kind, part in zip(_FIELDS, parts, strict=True):
-        _check_field(expression, kind, part)
-    return " ".join(parts)
+    return " ".join(_checked(expression, kind, part) for kind, part in zip(_FIELDS, parts, strict=True))
 
 
 def _wrong_count(count: int) -> str:
@@ -265,22 +261,40 @@ def _wrong_count(count: int) -> str:
     return f"has {number} field{'s' if count > 1 else ''}; a schedule has five: {names}{seconds}"
 
 
-def _check_field(expression: str, kind: _Field, part: str) -> None:
-    for term in part.lower().split(","):
+def _checked(expression: str, kind: _Field, part: str) -> str:
+    """One field as cronsim reads it."""
+    terms = [_for_cronsim(kind, term) for term in part.lower().split(",")]
+    for term in terms:
         if fault := _fault(kind, term):
             raise _refused(expression, f"has a wrong {kind.name} field '{part}': {fault}")
+    checked = ",".join(terms)
     try:
-        CronSim(" ".join(part if other is kind else "*" for other in _FIELDS), _SOME_DAY)
+        CronSim(" ".join(checked if other is kind else "*" for other in _FIELDS), _SOME_DAY)
     except (CronSimError, ValueError) as error:  # ValueError: more digits than int() takes
         forms = f"*, a number from {kind.low} to {kind.high}, a range {kind.low}-{kind.high}, a step */2"
         raise _refused(
             expression,
             f"has a {kind.name} field that can't be read, '{part}'; write {forms}, or a list of these",
         ) from error
+    return checked
+
+
+def _for_cronsim(kind: _Field, term: str) -> str:
+    """A term between commas, respelt where cronsim would read it unlike cron or refuse it."""
+    span, slash, step = term.partition("/")
+    first, _, last = span.partition("-")
+    start, end = kind.number(first), kind.number(last)
+    if start is None or end is None:
+        return term
+    if kind.words == _DAYS and start > end == 0:  # a Sunday that ends a range
+        return f"{first}-7{slash}{step}"
+    if start == end and kind.number(step):  # cronsim takes 5-5/15 for 5/15
+        return first
+    return term
 
 
 def _fault(kind: _Field, term: str) -> str | None:
-    """Why a term between commas can't be used, where a better reason is known than that it can't be read."""
+    """Why a term can't be used, where a better reason is known than that it can't be read."""
     span, _, step = term.partition("/")
     ends = [kind.number(text) for text in span.partition("#")[0].split("-")]
     for end in ends:

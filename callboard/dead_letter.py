@@ -93,10 +93,8 @@ def fingerprint(actor: str, error_type: str, message: str, where: str = "") -> s
 
 def where_raised(traceback: TracebackType | None) -> str:
     """The innermost frame of a traceback as 'module:function'. Line numbers would change with each edit."""
-    frame = None
-    for frame, _ in tracebacks.walk_tb(traceback):
-        pass
-    return f"{frame.f_globals.get('__name__', '?')}:{frame.f_code.co_name}" if frame is not None else ""
+    frames = [frame for frame, _ in tracebacks.walk_tb(traceback)]
+    return f"{frames[-1].f_globals.get('__name__', '?')}:{frames[-1].f_code.co_name}" if frames else ""
 
 
 def format_traceback(error: BaseException) -> str:

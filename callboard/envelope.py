@@ -4,8 +4,8 @@ The body is Dramatiq's own JSON. What Callboard adds stands in `options.callboar
 at the send, signed if keys are set, and never rewritten: a retry, a park or a replay sends the original
 bytes on. The headers travel beside it (an AMQP header, a column): attempts, the last errors, why it waits.
 
-    {"queue_name": "email.high", "actor_name": "send-email", "args": [], "kwargs": {"to": ["ada@example.org"]},
-     "options": {"callboard": {"v": 1, "tags": ["welcome"]}}, "message_id": "0198...", "message_timestamp": 1795305600000}
+    {"queue_name": "email.high", "actor_name": "send-email", "args": [],
+     "kwargs": {"to": ["ada@example.org"]}, "options": {"callboard": {"v": 1, "tags": ["welcome"]}}, "message_id": "0198...", "message_timestamp": 1795305600000}
 """
 
 from __future__ import annotations
@@ -194,7 +194,9 @@ def extras_of(options: Mapping[str, Any]) -> Extras:
         return _NO_EXTRAS
     if isinstance(found, dict):
         if unknown := set(found) - _EXTRAS_FIELDS:
-            raise UnknownExtras(f"it carries what this version doesn't know: {', '.join(sorted(unknown))[:200]}")
+            raise UnknownExtras(
+                f"it carries what this version doesn't know: {', '.join(sorted(unknown))[:200]}"
+            )
         version = found.get("v", VERSION)
         if type(version) is int and version > VERSION:
             raise UnknownExtras(f"it is of envelope version {version}, and this worker knows {VERSION}")
@@ -227,7 +229,12 @@ class _Options(msgspec.Struct):
 
 
 #: Options that a message may have although no middleware declares them.
-KNOWN_OPTIONS = frozenset(_Options.__struct_fields__) | {"callboard", "delay", "traceback", "requeue_timestamp"}
+KNOWN_OPTIONS = frozenset(_Options.__struct_fields__) | {
+    "callboard",
+    "delay",
+    "traceback",
+    "requeue_timestamp",
+}
 
 
 def check_options(options: Mapping[str, Any], known: frozenset[str]) -> None:

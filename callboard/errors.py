@@ -90,7 +90,8 @@ class PartlySent(SendError):
 
     def __init__(self, cause: str, *, queued: list[str], not_queued: list[str], unknown: list[str]) -> None:
         super().__init__(
-            f"{len(queued)} jobs were queued, {len(not_queued)} were not, the fate of {len(unknown)} is unknown: {cause}",
+            f"{len(queued)} jobs were queued, {len(not_queued)} were not, "
+            f"the fate of {len(unknown)} is unknown: {cause}",
             job_id=(not_queued or unknown)[0],
         )
         self.queued = queued

@@ -22,7 +22,9 @@ class Metrics:
         self.failed = counter("failed", "Runs that failed, whether they are tried again or not.")
         self.retried = counter("retried", "Failed runs that are tried again.")
         self.dead = counter("dead", "Jobs that became dead letters.")
-        self.in_progress = Gauge("callboard_jobs_in_progress", "Jobs that run now.", LABELS, registry=registry)
+        self.in_progress = Gauge(
+            "callboard_jobs_in_progress", "Jobs that run now.", LABELS, registry=registry
+        )
         self.run_seconds = Histogram(
             "callboard_job_run_seconds", "How long runs took.", LABELS, registry=registry, buckets=_SECONDS
         )

@@ -9,13 +9,21 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NotRequired, Required, TypeVar, get_type_hints
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, PydanticUserError, SecretBytes, SecretStr, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticUserError,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
-from typing_extensions import NotRequired, Required, TypedDict
+from typing_extensions import TypedDict
 
 from callboard.errors import DeclarationError
 
@@ -50,7 +58,9 @@ class Payload:
         self.name = getattr(fn, "__name__", "actor")
         self._signature = inspect.signature(fn)
         try:
-            self._adapter: TypeAdapter[Any] = TypeAdapter(model or _typed_dict(self.name, fn, self._signature))
+            self._adapter: TypeAdapter[Any] = TypeAdapter(
+                model or _typed_dict(self.name, fn, self._signature)
+            )
         except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
             raise DeclarationError(
                 f"the parameters of '{self.name}' can't be a payload: {str(error).splitlines()[0]}"
@@ -140,7 +150,9 @@ def mask(value: Any) -> Any:
     """JSON values with what stands under secret-looking keys hidden."""
     if isinstance(value, Mapping):
         return {
-            key: MASK if isinstance(key, str) and is_secret_name(key) and item not in (None, "") else mask(item)
+            key: MASK
+            if isinstance(key, str) and is_secret_name(key) and item not in (None, "")
+            else mask(item)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
@@ -186,7 +198,10 @@ def _reveal(plain: Any, wire: Any) -> Any:
     if isinstance(plain, SecretBytes):
         return plain.get_secret_value().decode()
     if isinstance(plain, Mapping) and isinstance(wire, Mapping):
-        return {key: _reveal(item, wire_item) for (key, wire_item), item in zip(wire.items(), plain.values(), strict=True)}
+        return {
+            key: _reveal(item, wire_item)
+            for (key, wire_item), item in zip(wire.items(), plain.values(), strict=True)
+        }
     if isinstance(plain, list | tuple) and isinstance(wire, list):
         return [_reveal(item, wire_item) for item, wire_item in zip(plain, wire, strict=True)]
     return wire

@@ -42,7 +42,9 @@ class RetryPolicy:
         if self.attempts < 1:
             raise ValueError(f"a job needs at least one attempt, not {self.attempts}")
         if self.base <= timedelta(0) or self.cap < self.base:
-            raise ValueError(f"waits must grow from a base above zero to a cap, not from {self.base} to {self.cap}")
+            raise ValueError(
+                f"waits must grow from a base above zero to a cap, not from {self.base} to {self.cap}"
+            )
 
     def may_retry(self, error: BaseException) -> bool:
         """Whether this kind of error is worth another run."""

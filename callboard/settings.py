@@ -17,7 +17,9 @@ from callboard.errors import SettingsError
 class CallboardSettings(BaseSettings):
     """The base of every settings class: one prefix, one way to fail."""
 
-    model_config = SettingsConfigDict(env_prefix="CALLBOARD_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CALLBOARD_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     @classmethod
     def load(cls, **values: object) -> Self:
@@ -35,7 +37,8 @@ class CallboardSettings(BaseSettings):
 def _explain(cls: type[BaseSettings], error: ValidationError) -> str:
     prefix = cls.model_config.get("env_prefix", "")
     return "; ".join(
-        f"{prefix}{'_'.join(str(part) for part in e['loc'])}".upper() + f": {e['msg']}" for e in error.errors()
+        f"{prefix}{'_'.join(str(part) for part in e['loc'])}".upper() + f": {e['msg']}"
+        for e in error.errors()
     )
 
 
@@ -78,6 +81,10 @@ class Settings(CallboardSettings):
         description="Says that a networked broker and a store in a local file are both used by one host only.",
     )
     log_format: str = Field(
-        "auto", pattern="^(auto|console|json)$", description="How logs look: console, json, or auto (json without a terminal)."
+        "auto",
+        pattern="^(auto|console|json)$",
+        description="How logs look: console, json, or auto (json without a terminal).",
     )
-    log_level: str = Field("info", description="The least level that is logged: debug, info, warning or error.")
+    log_level: str = Field(
+        "info", description="The least level that is logged: debug, info, warning or error."
+    )

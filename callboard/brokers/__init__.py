@@ -1,1 +1,33 @@
-"""Where messages wait: one broker with the rules, on one of several drivers."""
+"""Where messages wait: one broker with the rules (`base`), on one of several drivers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from callboard.brokers.driver import Driver
+from callboard.errors import SettingsError
+
+
+def open_driver(url: str, *, namespace: str = "") -> Driver:
+    """The driver that a URL names. Connects to nothing, and imports only what it needs.
+
+    Raises:
+        SettingsError: If no driver goes by that scheme.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme == "file" and colon:
+        from callboard.brokers.file import FileDriver
+
+        return FileDriver(Path(rest.removeprefix("//") or "var"), namespace=namespace)
+    if scheme in ("amqp", "amqps"):
+        from callboard.brokers.rabbitmq import RabbitmqDriver
+
+        return RabbitmqDriver(url, namespace=namespace)
+    if scheme == "stub":
+        from callboard.brokers.stub import StubDriver
+
+        return StubDriver()
+    raise SettingsError(
+        f"CALLBOARD_BROKER_URL begins with '{scheme}:', and there is no such driver; "
+        "use amqp://, amqps://, file:FOLDER or stub:"
+    )

@@ -242,7 +242,9 @@ class Broker(dramatiq.Broker):
                 checked = actor.payload.check(actor.payload.bind(message.args, message.kwargs))
                 kwargs = actor.payload.to_wire(checked)
             except PayloadMismatch as error:
-                raise InvalidPayload(f"'{message.actor_name}' was not sent: {error}", job_id=job_id) from error
+                raise InvalidPayload(
+                    f"'{message.actor_name}' was not sent: {error}", job_id=job_id
+                ) from error
             return _rebuilt(message, (), kwargs, options), extras
         if options is not message.options:
             message = _rebuilt(message, message.args, message.kwargs, options)
@@ -254,11 +256,15 @@ class Broker(dramatiq.Broker):
             body = envelope.encode(message)
         except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise InvalidPayload(
-                f"'{message.actor_name}' was not sent: its arguments are no JSON: {error}", job_id=message.message_id
+                f"'{message.actor_name}' was not sent: its arguments are no JSON: {error}",
+                job_id=message.message_id,
             ) from error
         if len(body) > self.max_message_bytes:
             raise PayloadTooLarge(
-                job_id=message.message_id, actor=message.actor_name, size=len(body), limit=self.max_message_bytes
+                job_id=message.message_id,
+                actor=message.actor_name,
+                size=len(body),
+                limit=self.max_message_bytes,
             )
         headers = b""
         if due is not None or self._signer is not None:
@@ -274,7 +280,12 @@ class Broker(dramatiq.Broker):
     # -- unique jobs -------------------------------------------------------------------------------------
 
     def _hold_unique(
-        self, message: Message[Any], extras: Extras, due: float | None, now: float, held: list[tuple[str, str]]
+        self,
+        message: Message[Any],
+        extras: Extras,
+        due: float | None,
+        now: float,
+        held: list[tuple[str, str]],
     ) -> str:
         """The id of the job that has the key: this one's, if it is free or the job isn't unique."""
         if extras.unique is None:
@@ -377,7 +388,9 @@ class Broker(dramatiq.Broker):
         self.finish(claimed)
 
     def _quarantine(self, delivery: Delivery, intake: Intake, reason: str) -> None:
-        headers = Headers(state="quarantined", ready_at=self.clock(), reason=f"from {delivery.queue}: {reason}")
+        headers = Headers(
+            state="quarantined", ready_at=self.clock(), reason=f"from {delivery.queue}: {reason}"
+        )
         outgoing = Outgoing(queues.QUARANTINE, delivery.body, "", envelope.encode_headers(headers))
         log.error("message quarantined", queue=delivery.queue, reason=reason, size=len(delivery.body))
         if self._move(delivery, intake, outgoing) and self.store is not None:
@@ -429,12 +442,19 @@ class Broker(dramatiq.Broker):
             return Die(f"middleware: {text}", traceback=dead_letter.format_traceback(disposition.error))
         message.failed = False
         message.headers.hook_failures = failures
-        return Later(State.RETRYING, due=self.clock() + min(60.0, 2.0 ** (failures - 1)), reason=f"middleware: {text}")
+        return Later(
+            State.RETRYING, due=self.clock() + min(60.0, 2.0 ** (failures - 1)), reason=f"middleware: {text}"
+        )
 
     def _again(self, message: ClaimedMessage, later: Later) -> Outgoing:
         old = message.headers
         headers = msgspec.structs.replace(
-            old, hop=old.hop + 1, state=str(later.state), ready_at=later.due, reason=later.reason, errors=list(old.errors)
+            old,
+            hop=old.hop + 1,
+            state=str(later.state),
+            ready_at=later.due,
+            reason=later.reason,
+            errors=list(old.errors),
         )
         if later.failed_run is not None:
             headers.attempt += 1
@@ -447,7 +467,11 @@ class Broker(dramatiq.Broker):
             headers.parked_since = None
         due = later.due if later.due > self.clock() else None
         return Outgoing(
-            message.delivery.queue, message.delivery.body, message.message_id, envelope.encode_headers(headers), due
+            message.delivery.queue,
+            message.delivery.body,
+            message.message_id,
+            envelope.encode_headers(headers),
+            due,
         )
 
     def _letter(self, message: ClaimedMessage, die: Die) -> Outgoing:
@@ -464,7 +488,8 @@ class Broker(dramatiq.Broker):
             died_at=self.clock(),
             death=headers.deaths + 1,
             reason=die.reason,
-            fingerprint=die.fingerprint or dead_letter.fingerprint(message.actor_name, last.type, last.message),
+            fingerprint=die.fingerprint
+            or dead_letter.fingerprint(message.actor_name, last.type, last.message),
             attempts=attempts,
             headers=headers,
             message=text,
@@ -485,7 +510,9 @@ class Broker(dramatiq.Broker):
             except PutError as error:
                 if not intake.holds(delivery):
                     return False
-                log.warning("message not moved, it stays claimed", queue=outgoing.queue, error=str(error), next=wait)
+                log.warning(
+                    "message not moved, it stays claimed", queue=outgoing.queue, error=str(error), next=wait
+                )
                 if self.stopping.wait(wait):
                     intake.give_back([delivery])
                     return False
@@ -497,12 +524,12 @@ class Broker(dramatiq.Broker):
         """A job has ended: free its unique key, and forget that it was to be cancelled."""
         if message.extras.unique is not None:
             self._release([(message.extras.unique, message.message_id)])
-        if self.store is not None and isinstance(message.disposition, Finish):
-            if message.disposition.state is State.CANCELLED:
-                try:
-                    self.store.forget_cancel(message.message_id)
-                except StoreUnavailable as error:
-                    log.warning("cancellation not forgotten", job_id=message.message_id, error=str(error))
+        cancelled = isinstance(message.disposition, Finish) and message.disposition.state is State.CANCELLED
+        if cancelled and self.store is not None:
+            try:
+                self.store.forget_cancel(message.message_id)
+            except StoreUnavailable as error:
+                log.warning("cancellation not forgotten", job_id=message.message_id, error=str(error))
 
     # -- hooks -------------------------------------------------------------------------------------------
 
@@ -542,7 +569,9 @@ class Broker(dramatiq.Broker):
                     message.disposition = Finish(State.DISCARDED, reason=f"skipped by {_hook_name(hook)}")
                 raise
             except Exception as error:
-                log.exception("hook failed, the job doesn't run", hook=_hook_name(hook), job_id=message.message_id)
+                log.exception(
+                    "hook failed, the job doesn't run", hook=_hook_name(hook), job_id=message.message_id
+                )
                 message.disposition = HookFailed(_hook_name(hook), error)
                 raise SkipMessage(f"{_hook_name(hook)} failed") from error
 
@@ -623,7 +652,7 @@ class Broker(dramatiq.Broker):
             if not (counts.ready or counts.claimed or counts.delayed):
                 return
             if end is not None and time.monotonic() > end:
-                raise QueueJoinTimeout(queue_name)
+                raise QueueJoinTimeout(queue_name)  # type: ignore[no-untyped-call]
             time.sleep(0.01)
 
     def close(self) -> None:
@@ -665,7 +694,9 @@ def _due(delay: int | timedelta | None, now: float) -> tuple[float | None, int |
     return now + seconds, round(seconds * 1000)
 
 
-def _rebuilt(message: Message[R], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Any) -> Message[R]:
+def _rebuilt(
+    message: Message[R], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Any
+) -> Message[R]:
     """A copy; `dataclasses.replace` takes four times as long."""
     return Message(
         queue_name=message.queue_name,

@@ -58,7 +58,9 @@ class Consumer(dramatiq.Consumer):
         self._broker.settle(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        self._intake.give_back(m.delivery for m in messages if isinstance(m, ClaimedMessage) and not m.settled)
+        self._intake.give_back(
+            m.delivery for m in messages if isinstance(m, ClaimedMessage) and not m.settled
+        )
 
     def close(self) -> None:
         self._intake.give_back(self._fetched)

@@ -225,7 +225,9 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    def walk(self, queue: str, decide: Decide, *, progress: Callable[[int, int], None] | None = None) -> WalkReport:
+    def walk(
+        self, queue: str, decide: Decide, *, progress: Callable[[int, int], None] | None = None
+    ) -> WalkReport:
         """One pass over the messages that a queue has now. Each is shown once to `decide`: kept, discarded,
         or moved by the `Outgoing` that is returned, which is confirmed before the message goes.
 

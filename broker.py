@@ -1,0 +1,29 @@
+"""Wiring, and nothing else: settings, driver, middleware. Connects to nothing.
+
+Exports `broker`, which commands take by this module's name, and `actor`, which declares jobs.
+"""
+
+from __future__ import annotations
+
+from callboard import ActorDecorator
+from callboard.brokers import open_driver
+from callboard.brokers.base import Broker
+from callboard.envelope import Signer
+from callboard.settings import Settings
+from callboard.store import open_store
+from middleware import stack
+
+settings = Settings.load()
+store = open_store(settings.store_url, namespace=settings.namespace)
+broker = Broker(
+    open_driver(settings.broker_url, namespace=settings.namespace),
+    store=store,
+    middleware=stack(store),
+    send_deadline=settings.send_deadline,
+    max_message_bytes=settings.max_message_bytes,
+    park_deadline=settings.park_deadline,
+    signer=Signer.parse(settings.signing_keys.get_secret_value()) if settings.signing_keys else None,
+)
+actor = ActorDecorator(broker)
+
+__all__ = ["actor", "broker"]

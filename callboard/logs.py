@@ -1,0 +1,69 @@
+"""How logs look: structlog for our lines and for the standard library's, the job's id on every one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+from callboard.context import running_job
+
+
+def add_job(logger: Any, method: str, event: EventDict) -> EventDict:
+    """A structlog processor that names the job that runs here. Costs nothing where nothing is logged."""
+    del logger, method
+    run = running_job()
+    if run is not None:
+        event.setdefault("job_id", run.id)
+        event.setdefault("actor", run.actor)
+        event.setdefault("attempt", run.attempt)
+    return event
+
+
+def configure_logging(*, level: str = "info", style: str = "auto") -> None:
+    """Set up logging for a process. For commands; a library call never does this.
+
+    Args:
+        level: The least level that is logged.
+        style: 'console', 'json', or 'auto': json unless a person is watching.
+    """
+    if style == "auto":
+        style = "console" if sys.stderr.isatty() else "json"
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        add_job,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderers: list[Processor]
+    if style == "console":
+        renderers = [structlog.dev.ConsoleRenderer(pad_event_to=0)]
+    else:
+        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("pika").setLevel(logging.ERROR)
+    logging.getLogger("dramatiq").setLevel(max(logging.WARNING, root.level))

@@ -1,0 +1,53 @@
+"""What surrounds every job, in order: the first is the outermost.
+
+Before a run the hooks go down this list, after it they come back up. So what decides a job's fate stands
+at the bottom, and what tells of it at the top.
+"""
+
+from __future__ import annotations
+
+from callboard.store.barriers import BarrierBackend
+from callboard.store.results import StoreResultBackend
+from dramatiq import Middleware
+from dramatiq.middleware import AsyncIO, Callbacks, GroupCallbacks
+from dramatiq.results import Results
+
+from callboard.metrics import Metrics
+from callboard.store.base import Store
+from middleware.cancellation import Cancellation
+from middleware.current_job import CurrentJob
+from middleware.dead_letters import DeadLetters
+from middleware.expiry import Expiry
+from middleware.heartbeats import Heartbeats
+from middleware.job_logging import JobLogging
+from middleware.job_metrics import JobMetrics
+from middleware.periodic import Periodic
+from middleware.pipelines import Pipelines
+from middleware.records import Records
+from middleware.retries import Retries
+from middleware.time_limits import TimeLimits
+
+
+def stack(store: Store, *, metrics: Metrics | None = None) -> list[Middleware]:
+    """The stack. Takes the store for what Dramatiq's own classes keep there: results and group barriers."""
+    return [
+        JobLogging(),  # outermost: it tells of what all the others decided
+        JobMetrics(metrics or Metrics()),  # counts even what is skipped below
+        Records(),  # sees the final disposition, after everyone has had a say
+        Heartbeats(),  # says which worker lives, and what it runs
+        AsyncIO(),  # Dramatiq's: the event loop of async actors, before any job can start
+        Cancellation(),  # a cancelled job must not start, so it stands before all that prepares a run
+        Expiry(),  # and so must an expired one
+        Results(backend=StoreResultBackend(store)),  # Dramatiq's, of its exact class: it looks for that
+        GroupCallbacks(BarrierBackend(store)),  # Dramatiq's: what follows a run comes after the run's fate
+        Callbacks(),  # Dramatiq's
+        Pipelines(),  # Dramatiq's, but a result that is a mapping becomes part of the next payload
+        Periodic(),  # declares the options of scheduled jobs
+        CurrentJob(),  # the run exists from here on
+        TimeLimits(),  # so that its limit can reach it
+        DeadLetters(),  # what isn't tried again is dead
+        Retries(),  # innermost: the first to see how a run ended
+    ]
+
+
+__all__ = ["stack"]

@@ -1,0 +1,94 @@
+"""Says that a worker lives, which queues it consumes and what it runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import structlog
+from dramatiq import Broker, Middleware
+
+from callboard.brokers.base import Broker as CallboardBroker
+from callboard.errors import StoreUnavailable
+from callboard.process import worker_name
+from callboard.store.base import Heartbeat
+
+log = structlog.get_logger(__name__)
+
+
+class Heartbeats(Middleware):
+    """Writes a sign of life into the store every few seconds.
+
+    Args:
+        interval: Seconds between two.
+    """
+
+    def __init__(self, *, interval: float = 3.0) -> None:
+        self._interval = interval
+        self._running: dict[int, str] = {}  # thread -> job id
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def after_worker_boot(self, broker: Broker, worker: Any) -> None:
+        assert isinstance(broker, CallboardBroker)
+        if broker.store is None:
+            return
+        self._stop.clear()
+        self._thread = threading.Thread(
+            target=self._beat, args=(broker, worker), name="callboard-heartbeats", daemon=True
+        )
+        self._thread.start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
+        self._stop.set()
+
+    def before_process_message(self, broker: Broker, message: Any) -> None:
+        self._running[threading.get_ident()] = message.message_id
+
+    def after_process_message(
+        self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        self._running.pop(threading.get_ident(), None)
+
+    def after_skip_message(self, broker: Broker, message: Any) -> None:
+        self._running.pop(threading.get_ident(), None)
+
+    def _beat(self, broker: CallboardBroker, worker: Any) -> None:
+        assert broker.store is not None
+        started, away = time.time(), False
+        while True:
+            try:
+                broker.store.beat(
+                    Heartbeat(
+                        worker=worker_name(),
+                        at=time.time(),
+                        started_at=started,
+                        host=socket.gethostname(),
+                        pid=os.getpid(),
+                        queues=_queues(broker, worker),
+                        threads=getattr(worker, "threads", 0) or getattr(worker, "worker_threads", 0),
+                        running=tuple(self._running.values()),
+                        claimed=int(getattr(worker, "claimed", 0)),
+                    )
+                )
+                away = False
+            except StoreUnavailable as error:
+                if not away:
+                    log.warning("no heartbeats: the store is away", error=str(error))
+                away = True
+            if self._stop.wait(self._interval):
+                break
+        try:
+            broker.store.stopped(worker_name())
+        except StoreUnavailable:
+            log.debug("the store is away, the heartbeat goes stale by itself")
+
+
+def _queues(broker: CallboardBroker, worker: Any) -> tuple[str, ...]:
+    names = getattr(worker, "queue_names", None)
+    if names is None:  # Dramatiq's own worker: its list, or all
+        names = getattr(worker, "consumer_whitelist", None) or broker.queues
+    return tuple(sorted(names))

@@ -1,0 +1,40 @@
+"""Logs how jobs end. Every line of a running job carries its id: see `callboard.logs`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from dramatiq import Broker, Middleware
+
+from callboard.brokers.claim import Die, Drop, Finish, GiveBack, Later
+from callboard.states import State
+
+log = structlog.get_logger("callboard.jobs")
+
+
+class JobLogging(Middleware):
+    """One line for each job that doesn't simply succeed; at level debug for those that do."""
+
+    def after_ack(self, broker: Broker, message: Any) -> None:
+        disposition = message.disposition
+        line = log.bind(job_id=message.message_id, actor=message.actor_name, attempt=message.attempt)
+        if isinstance(disposition, Finish):
+            if disposition.state is State.SUCCEEDED:
+                line.debug("job succeeded")
+            else:
+                line.info(f"job {disposition.state}", reason=disposition.reason)
+        elif isinstance(disposition, Later):
+            if disposition.state is State.RETRYING:
+                wait = max(0.0, disposition.due - (message.started_at or disposition.due))
+                line.warning("job failed, tried again", reason=disposition.reason, wait=round(wait, 1))
+            elif disposition.state is State.SNOOZED:
+                line.info("job snoozed", reason=disposition.reason)
+        elif isinstance(disposition, Die):
+            line.error("job dead", reason=disposition.reason, traceback=disposition.traceback or None)
+        elif isinstance(disposition, GiveBack):
+            line.info("job given back, the attempt doesn't count")
+        elif isinstance(disposition, Drop):
+            line.warning("claim lost, the job runs elsewhere")
+
+    after_nack = after_ack

@@ -1,0 +1,130 @@
+"""Writes down what becomes of jobs. Never slows or stops one: see `callboard.store.recorder`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dramatiq import Broker, Message, Middleware
+from dramatiq.broker import MessageProxy
+
+from callboard import queues
+from callboard.actor import JobActor
+from callboard.brokers.base import Broker as CallboardBroker
+from callboard.brokers.base import job_order
+from callboard.brokers.claim import ClaimedMessage, Die, Finish, GiveBack, Later
+from callboard.payload import masked_json
+from callboard.process import worker_name
+from callboard.states import State, order
+from callboard.store.base import Change
+
+
+class Records(Middleware):
+    """Records each job when it is queued, started and settled."""
+
+    def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        assert isinstance(broker, CallboardBroker)
+        if broker.recorder is None:
+            return
+        now = broker.clock()
+        state = State.QUEUED if delay is None else State.SCHEDULED
+        category, priority = queues.split(message.queue_name)
+        extras = message.options.get("callboard") or {}
+        broker.recorder.record(
+            Change(
+                job_id=message.message_id,
+                order=order(0, state),
+                state=state,
+                at=now,
+                actor=message.actor_name,
+                category=category,
+                queue=message.queue_name,
+                priority=int(priority),
+                tags=tuple(extras.get("tags", ())) or None,
+                payload=_payload(broker, message),
+                enqueued_at=message.message_timestamp / 1000,
+                due_at=None if delay is None else now + delay / 1000,
+                expires_at=extras.get("expires"),
+            )
+        )
+
+    def before_process_message(self, broker: Broker, message: Any) -> None:
+        assert isinstance(broker, CallboardBroker)
+        if broker.recorder is not None:
+            broker.recorder.record(
+                Change(
+                    job_id=message.message_id,
+                    order=job_order(message, State.RUNNING),
+                    state=State.RUNNING,
+                    at=message.started_at,
+                    started_at=message.started_at,
+                    attempt=message.attempt,
+                    worker=worker_name(),
+                )
+            )
+
+    def after_ack(self, broker: Broker, message: Any) -> None:
+        assert isinstance(broker, CallboardBroker)
+        if broker.recorder is not None and (change := _settled(broker, message)) is not None:
+            broker.recorder.record(change)
+
+    after_nack = after_ack
+
+
+def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
+    """What a settled message's disposition tells."""
+    disposition, headers, now = message.disposition, message.headers, broker.clock()
+    category, priority = queues.split(message.queue_name)
+    change = Change(
+        job_id=message.message_id,
+        order=0,
+        state=State.QUEUED,
+        at=now,
+        actor=message.actor_name,
+        category=category,
+        queue=message.queue_name,
+        priority=int(priority),
+        enqueued_at=message.message_timestamp / 1000,
+    )
+    if isinstance(disposition, Finish):
+        change.state = disposition.state
+        change.order = order(headers.hop, disposition.state)
+        change.finished_at = now
+        change.reason = disposition.reason
+        if disposition.state is not State.SUCCEEDED:
+            change.event = disposition.reason
+    elif isinstance(disposition, Later):
+        change.state = disposition.state
+        change.order = order(headers.hop + 1, disposition.state)
+        change.due_at = disposition.due
+        change.reason = disposition.reason
+        change.event = disposition.reason or str(disposition.state)
+        if disposition.failed_run is not None:
+            change.error_type = disposition.failed_run.type
+            change.error = disposition.failed_run.message
+    elif isinstance(disposition, Die):
+        change.state = State.DEAD
+        change.order = order(headers.hop, State.DEAD)
+        change.finished_at = now
+        change.reason = disposition.reason
+        change.event = disposition.reason
+        change.traceback = disposition.traceback
+        change.fingerprint = disposition.fingerprint
+        if disposition.failed_run is not None:
+            change.error_type = disposition.failed_run.type
+            change.error = disposition.failed_run.message
+    elif isinstance(disposition, GiveBack):
+        # The hop stays the same, so this "queued" has the order of the "running" that it undoes.
+        change.order = order(headers.hop, State.RUNNING)
+        change.event = "given back unfinished by a worker that stopped; the attempt doesn't count"
+    else:
+        return None
+    return change
+
+
+def _payload(broker: CallboardBroker, message: Message[Any] | MessageProxy) -> str:
+    actor = broker.actors.get(message.actor_name)
+    if isinstance(actor, JobActor):
+        return actor.payload.masked(message.kwargs)
+    if message.args:
+        return masked_json({"args": message.args, "kwargs": message.kwargs})
+    return masked_json(message.kwargs)
