@@ -369,6 +369,16 @@ class TestFloor:
             assert schedule.floor(moment).isoformat() == "2026-07-01T03:00:00+02:00"
             assert schedule.matches(moment)
 
+    def test_inside_the_repeated_hour_it_is_the_newest_of_both_passes(self) -> None:
+        second_pass = datetime(2026, 10, 25, 1, 10, tzinfo=UTC)
+        for expression, newest in {
+            "*/30 * * * *": "2026-10-25T02:00+01:00",
+            "20,40 * * * *": "2026-10-25T02:40+02:00",
+            "20,40 2 * * *": "2026-10-25T02:40+02:00",
+        }.items():
+            tick = cron(expression, tz="Europe/Paris").floor(second_pass)
+            assert tick.isoformat(timespec="minutes") == newest
+
 
 class TestTicks:
     def test_the_start_is_left_out_and_the_end_is_in(self) -> None:
