@@ -1,0 +1,1 @@
+"""A pytest plugin for people who write actors."""
