@@ -108,6 +108,15 @@ class Run:
             return None
         return datetime.now(UTC) + timedelta(seconds=self.time_limit - (time.monotonic() - self.started))
 
+    def stop_if_cancelled(self) -> None:
+        """End the run here if somebody asked that it stops.
+
+        Raises:
+            Cancelled: Let it pass; the job then ends as cancelled.
+        """
+        if self.cancelled():
+            raise Cancelled
+
     def checkpoint(self, state: Any) -> None:
         """Keep a state, as JSON, for the next run of this job: after a crash, a deploy or a retry.
 

@@ -1,0 +1,1 @@
+"""When jobs start by themselves: the cron actors."""
