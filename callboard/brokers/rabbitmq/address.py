@@ -119,7 +119,9 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname or "", parts.port or default
     except ValueError as error:
-        raise SettingsError(f"the broker's URL has a wrong host '{text}': {error}; its form is {_FORM}") from None
+        raise SettingsError(
+            f"the broker's URL has a wrong host '{text}': {error}; its form is {_FORM}"
+        ) from None
     return host or "localhost", port
 
 

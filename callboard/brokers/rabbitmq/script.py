@@ -19,8 +19,6 @@ from typing import Any, TypeVar
 from pika.channel import Channel
 from pika.exceptions import AMQPError
 
-from callboard.errors import CallboardError
-
 T = TypeVar("T")
 
 Request = Callable[..., None]
@@ -51,7 +49,7 @@ class Performance:
             self._waiting = step()
         except StopIteration as end:
             self._finish(end.value, None)
-        except (AMQPError, CallboardError) as error:
+        except Exception as error:  # noqa: BLE001  whoever asked hears of it, and must not wait for ever
             self._finish(None, error)
         else:
             self._ask()

@@ -1,0 +1,303 @@
+"""Claiming: one connection a worker, with a channel for each of its queues.
+
+The life of a delivery: RabbitMQ sends it ahead of being asked, up to the prefetch; the link's thread puts it
+with those that wait; `fetch` takes it out. It is let go by an ack, which is gathered with others
+for a millisecond or two, or by a give-back. When its channel closes first, RabbitMQ gives it to somebody
+else: if it wasn't fetched yet it is dropped here, and otherwise its ack will be.
+
+What lands in the ladder's `unroutable` queue, because its destination was deleted while it waited, is
+forwarded by every intake on the side.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+
+import structlog
+from pika.spec import Basic, BasicProperties
+
+from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing
+from callboard.brokers.rabbitmq import frames
+from callboard.brokers.rabbitmq.address import Address
+from callboard.brokers.rabbitmq.delays import Ladder, destination_of
+from callboard.brokers.rabbitmq.lane import Hold, Lane, send_acks
+from callboard.brokers.rabbitmq.link import Link
+from callboard.brokers.rabbitmq.publisher import Batch, Publisher
+from callboard.brokers.rabbitmq.stream import Stream
+from callboard.brokers.rabbitmq.topology import arguments_of, declare_queue, named
+from callboard.brokers.rabbitmq.waiting import Waiting
+from callboard.queues import priority_of
+
+log = structlog.get_logger(__name__)
+
+MOVE_DEADLINE = 5.0
+#: Seconds for which an ack may wait for others.
+_GATHER = 0.002
+_FORWARDED_AT_ONCE = 20
+
+#: Seconds for which the first `fetch` waits until all queues are consumed, to choose among all of them.
+_SETTLE = 1.0
+
+
+class Claim:
+    """A delivery's token: the channel that it came through, and its number there."""
+
+    __slots__ = ("hold", "let_go", "tag")
+
+    def __init__(self, hold: Hold, tag: int) -> None:
+        self.hold = hold
+        self.tag = tag
+        self.let_go = False
+
+
+class RabbitmqIntake(Intake):
+    """One worker's open hand on RabbitMQ."""
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        namespace: str,
+        name: str,
+        options: IntakeOptions,
+        publisher: Publisher,
+    ) -> None:
+        self._namespace = namespace
+        self._publisher = publisher
+        self._waiting = Waiting()
+        self._arrived = threading.Condition()
+        self._is_fetching = False
+        self._woken = False
+        self._acks: deque[Claim] = deque()
+        self._returns: deque[Claim] = deque()
+        self._kicked = False
+        self._gathering = False
+        self._touched: set[Hold] = set()
+        self._closed = False
+        self._link = Link(addresses, name, up=self._up, down=self._down)
+        queues = sorted(dict.fromkeys(options.queues), key=priority_of)
+        self._unsettled = set(queues)
+        self._settled = threading.Event()
+        self._lanes = {queue: self._lane_for(queue, options) for queue in queues}
+        self._unroutable = self._lane_for_unroutable()
+        self._link.start()
+
+    def _lane_for(self, queue: str, options: IntakeOptions) -> Lane:
+        name = named(self._namespace, queue)
+        return Lane(
+            self._link,
+            name,
+            declare=lambda: declare_queue(name, arguments_of(queue)),
+            prefetch=share_of(options.budget, len(set(options.queues))),
+            receive=partial(self._receive, queue),
+            paused=queue in options.paused,
+            settled=lambda: self._lane_settled(queue),
+        )
+
+    def _lane_for_unroutable(self) -> Lane:
+        ladder = Ladder(self._namespace)
+        return Lane(
+            self._link,
+            ladder.unroutable,
+            declare=ladder.declare_unroutable,
+            prefetch=_FORWARDED_AT_ONCE,
+            receive=self._forward,
+        )
+
+    # -- claiming ------------------------------------------------------------------------------------------
+
+    def fetch(self, limit: int, timeout: float) -> list[Delivery]:
+        until = time.monotonic() + timeout
+        if not self._settled.is_set():
+            self._settled.wait(min(timeout, _SETTLE))
+            self._settled.set()
+        found = self._waiting.take(limit)
+        if found or timeout <= 0:
+            return found
+        with self._arrived:
+            # Say so before looking once more: whoever appends looks at it afterwards.
+            self._is_fetching = True
+            while not found and not self._woken and (left := until - time.monotonic()) > 0:
+                found = self._waiting.take(limit)
+                if not found:
+                    self._arrived.wait(left)
+            self._is_fetching = self._woken = False
+        return found or self._waiting.take(limit)
+
+    def wake(self) -> None:
+        self._settled.set()
+        with self._arrived:
+            self._woken = True
+            self._arrived.notify()
+
+    def holds(self, delivery: Delivery) -> bool:
+        claim: Claim = delivery.token
+        return not claim.let_go and claim.hold.is_good()
+
+    # -- letting go ----------------------------------------------------------------------------------------
+
+    def ack(self, delivery: Delivery) -> None:
+        claim: Claim = delivery.token
+        claim.let_go = True
+        self._acks.append(claim)
+        self._kick()
+
+    def move(self, delivery: Delivery, outgoing: Outgoing) -> None:
+        self._publisher.put([outgoing], MOVE_DEADLINE)
+        self.ack(delivery)
+
+    def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            claim: Claim = delivery.token
+            claim.let_go = True
+            self._returns.append(claim)
+        self._kick()
+
+    def flush(self, timeout: float) -> bool:
+        if self._closed:
+            return True
+        applied = threading.Event()
+        self._link.call(lambda: self._apply(applied.set))
+        return applied.wait(timeout)
+
+    def pause(self, queues: frozenset[str]) -> None:
+        self._link.call(lambda: self._pause(queues))
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        gone = threading.Event()
+        self._link.call(lambda: self._let_go(gone))
+        gone.wait(2.0)  # without an answer, RabbitMQ gives back by itself what a closed connection held
+        self._link.close()
+        self.wake()
+
+    def _kick(self) -> None:
+        if not self._kicked:
+            self._kicked = True
+            self._link.call(self._settle)
+
+    # -- in the link's thread ------------------------------------------------------------------------------
+
+    def _all_lanes(self) -> list[Lane]:
+        return [*self._lanes.values(), self._unroutable]
+
+    def _up(self, _: Stream) -> None:
+        for lane in self._all_lanes():
+            lane.open()
+
+    def _lane_settled(self, queue: str) -> None:
+        """When all queues are consumed, and what they had at the start is here, `fetch` may choose."""
+        if self._unsettled:
+            self._unsettled.discard(queue)
+            if not self._unsettled:
+                self._sync(self._settled.set)
+
+    def _down(self) -> None:
+        for lane in self._all_lanes():
+            lane.lose()
+        self._touched.clear()
+
+    def _receive(
+        self,
+        queue: str,
+        hold: Hold,
+        method: Basic.Deliver,
+        properties: BasicProperties,
+        body: bytes,
+    ) -> None:
+        table = properties.headers
+        claim = Claim(hold, method.delivery_tag)
+        delivery = Delivery(queue, body, frames.headers_of(table), claim, method.redelivered)
+        self._waiting.add(delivery, frames.stamp_of(table))
+        if self._is_fetching:
+            with self._arrived:
+                self._arrived.notify()
+
+    def _settle(self) -> None:
+        """Read the acks and give-backs that have come, and send what makes sense now."""
+        self._kicked = False
+        while self._acks:
+            claim = self._acks.popleft()
+            if claim.hold.is_open:
+                claim.hold.unacked.done((claim.tag,))
+                self._touched.add(claim.hold)
+        while self._returns:
+            claim = self._returns.popleft()
+            claim.hold.give_back(claim.tag)
+        if self._touched and not self._gathering:
+            self._gathering = True
+            self._link.later(_GATHER, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        send_acks(self._touched, patient=False)
+        self._touched.clear()
+
+    def _apply(self, done: Callable[[], None]) -> None:
+        self._settle()
+        self._gathered()
+        self._sync(done)
+
+    def _sync(self, done: Callable[[], None]) -> None:
+        """Call `done` when RabbitMQ has read, on every channel, all that was sent, and has answered."""
+        left = 1
+
+        def one_done() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done()
+
+        for lane in self._all_lanes():
+            if lane.sync(one_done):
+                left += 1
+        one_done()
+
+    def _pause(self, queues: frozenset[str]) -> None:
+        for queue, lane in self._lanes.items():
+            lane.pause(queue in queues)
+        self._give_back_unfetched(queues)
+
+    def _give_back_unfetched(self, queues: Collection[str]) -> None:
+        for delivery in self._waiting.remove(queues):
+            claim: Claim = delivery.token
+            claim.hold.give_back(claim.tag)
+
+    def _let_go(self, gone: threading.Event) -> None:
+        for lane in self._all_lanes():
+            lane.stop()
+        self._give_back_unfetched(self._lanes)
+        self._apply(gone.set)
+
+    # -- the unroutable
+
+    def _forward(self, hold: Hold, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        destination = destination_of(method.routing_key)
+        prefix = named(self._namespace, "")
+        queue = destination.removeprefix(prefix) if prefix else destination
+        log.warning("rabbitmq_delayed_job_found_no_queue", queue=queue, job_id=properties.message_id)
+        outgoing = Outgoing(queue, body, properties.message_id or "", frames.headers_of(properties.headers))
+        claim = Claim(hold, method.delivery_tag)
+        self._publisher.submit([outgoing], lambda batch: self._forwarded(batch, claim))
+
+    def _forwarded(self, batch: Batch, claim: Claim) -> None:
+        """Called in the publisher's thread."""
+        if batch.is_safe:
+            self._acks.append(claim)
+        else:
+            self._returns.append(claim)
+        self._kick()
+
+
+def share_of(budget: int, queues: int) -> int:
+    """The prefetch of each queue, so that all together stay within a worker's budget; at least one each."""
+    return max(1, budget // max(1, queues))

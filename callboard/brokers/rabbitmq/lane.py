@@ -1,0 +1,265 @@
+"""One queue of an intake: a channel of its own, on which its messages come and its acks go.
+
+A channel of its own, because RabbitMQ closes a whole channel over one request (a job that held its message
+too long, a queue that is gone), and a neighbour's claims mustn't go with it.
+
+Its life: declare the queue, open a channel, set the prefetch, consume. Every time that a channel opens is a
+new `Hold`, and claims belong to the hold that they came through: an ack for an earlier one is dropped, since the
+same number means another message by now. Pausing cancels the consumer and keeps the channel, so that what is
+claimed can still be acked.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import structlog
+from pika.channel import Channel
+from pika.exceptions import AMQPError
+from pika.spec import Basic, BasicProperties
+
+from callboard.brokers.rabbitmq.acks import Unacked
+from callboard.brokers.rabbitmq.link import Link
+from callboard.brokers.rabbitmq.script import Script
+from callboard.brokers.rabbitmq.stream import Stream
+
+log = structlog.get_logger(__name__)
+
+#: Seconds that a message may stay unacked. RabbitMQ 3.12 and later take it; before, the server's setting holds.
+CONSUMER_TIMEOUT = 24 * 3600
+
+_LONGEST_PAUSE = 10.0
+_REFUSED_PAUSE = 30.0  # when the queue exists with other arguments
+
+
+class Hold:
+    """A channel while it is open, and what is claimed through it."""
+
+    __slots__ = ("channel", "is_open", "stream", "unacked")
+
+    def __init__(self, channel: Any, stream: Stream) -> None:
+        self.channel: Channel = channel
+        self.stream = stream
+        self.is_open = True
+        self.unacked = Unacked()
+
+    def is_good(self) -> bool:
+        """Whether its claims are ours, as far as anyone can know: open, and heard of within the heartbeat.
+
+        On a half-open connection the server has long given the messages to others.
+        """
+        silence = self.stream.heartbeat
+        return self.is_open and (not silence or time.monotonic() - self.stream.heard < silence)
+
+    def send_acks(self, *, patient: bool) -> None:
+        for tag, multiple in self.unacked.acks(patient=patient):
+            self.channel.basic_ack(tag, multiple=multiple)
+
+    def give_back(self, tag: int) -> None:
+        if self.is_open and self.channel.is_open and self.unacked.returned(tag):
+            self.channel.basic_nack(tag, requeue=True)
+
+
+Receive = Callable[[Hold, Basic.Deliver, BasicProperties, bytes], None]
+
+
+class Lane:
+    """One queue that is consumed, through reconnects. All of it runs in the link's thread.
+
+    Args:
+        link: The connection.
+        name: The queue, as RabbitMQ knows it.
+        declare: A script that makes sure that the queue is there.
+        prefetch: How many messages may be unacked.
+        receive: Called with each delivery.
+        settled: Called when the lane has come to rest: it consumes, or is paused, or its queue can't be had.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        name: str,
+        *,
+        declare: Callable[[], Script[None]],
+        prefetch: int,
+        receive: Receive,
+        paused: bool = False,
+        settled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.hold: Hold | None = None
+        self.prefetch = prefetch
+        self.paused = paused
+        self._link = link
+        self._declare = declare
+        self._receive = receive
+        self._settled = settled
+        self._busy = False  # a request of this lane is on its way
+        self._channel: Any = None  # open, or opening
+        self._consumer: str | None = None
+        self._granted = 0  # the prefetch that the consumer was made with
+        self._failures = 0
+        self._stopped = False
+        self._opening = 0  # numbers the attempts to open, so that a late answer to an earlier one is ignored
+
+    def open(self) -> None:
+        """Begin, on a connection that has just come up."""
+        self._busy = True
+        self._opening += 1
+        opening = self._opening
+        self._link.perform(self._declare(), lambda _, error: self._declared(opening, error))
+
+    def lose(self) -> None:
+        """The connection is gone."""
+        self._drop_hold()
+        self._channel = None
+        self._busy = False
+        self._opening += 1
+
+    def pause(self, paused: bool) -> None:
+        self.paused = paused
+        self._tend()
+
+    def resize(self, prefetch: int) -> None:
+        """Change how many messages may be unacked, by consuming anew: RabbitMQ can't grow a consumer's window."""
+        self.prefetch = prefetch
+        self._tend()
+
+    def stop(self) -> None:
+        """Consume no more; the channel stays for the acks."""
+        self._stopped = True
+        self._tend()
+
+    def sync(self, done: Callable[[], None]) -> bool:
+        """Call `done` when RabbitMQ has read everything sent on this channel so far; False if it's closed."""
+        if self.hold is None or not self.hold.is_open:
+            return False
+        # Setting the prefetch again changes nothing for the consumer that there is, and has an answer.
+        self.hold.channel.basic_qos(prefetch_count=self._granted or 1, callback=lambda _: done())
+        return True
+
+    # -- opening
+
+    def _declared(self, opening: int, error: Exception | None) -> None:
+        if opening != self._opening:
+            return
+        if isinstance(error, AMQPError):
+            self._try_later(error)
+        elif error is not None:
+            log.error("rabbitmq_queue_refused", queue=self.name, reason=str(error))
+            self._settled()
+            self._link.later(_REFUSED_PAUSE, lambda: self._try_again(opening))
+        elif self._channel is not None and self._channel.is_open:
+            self._busy = False  # the queue was deleted and is there again; the channel never went
+            self._tend()
+        else:
+            self._open_channel()
+
+    def _open_channel(self) -> None:
+        stream = self._link.stream
+        if stream is None:
+            return  # `open` comes again with the next connection
+        self._channel = stream.channel(on_open_callback=self._opened)
+        self._channel.add_on_close_callback(self._closed)
+
+    def _opened(self, channel: Channel) -> None:
+        stream = self._link.stream
+        if stream is None or channel is not self._channel:
+            return
+        self.hold = Hold(channel, stream)
+        channel.add_on_cancel_callback(lambda _: self._cancelled_by_server(channel))
+        self._busy = False
+        self._tend()
+
+    def _closed(self, channel: Channel, reason: Exception) -> None:
+        if channel is not self._channel:
+            return
+        self._drop_hold()
+        self._channel = None
+        if self._link.stream is not None and self._link.stream.is_open:
+            self._try_later(reason)
+
+    def _drop_hold(self) -> None:
+        self._consumer = None
+        if self.hold is not None:
+            self.hold.is_open = False
+            self.hold = None
+
+    def _try_later(self, reason: Exception) -> None:
+        self._failures += 1
+        log.warning("rabbitmq_queue_interrupted", queue=self.name, reason=str(reason))
+        longest = min(_LONGEST_PAUSE, 0.05 * 2.0 ** min(self._failures, 12))
+        pause = random.uniform(longest / 2, longest)  # noqa: S311  no secret
+        opening = self._opening
+        self._link.later(pause, lambda: self._try_again(opening))
+
+    def _try_again(self, opening: int) -> None:
+        if opening == self._opening and self._link.stream is not None and not self._stopped:
+            self.open()
+
+    def _cancelled_by_server(self, channel: Channel) -> None:
+        if channel is self._channel and not self._stopped:
+            log.warning("rabbitmq_queue_was_deleted", queue=self.name)
+            self._consumer = None
+            self.open()
+
+    # -- consuming
+
+    def _tend(self) -> None:
+        """Bring the consumer to what is wanted: one step, and again when that is answered."""
+        if self._busy or self.hold is None or not self.hold.channel.is_open:
+            return
+        wanted = not self.paused and not self._stopped
+        if self._consumer and (not wanted or self._granted != self.prefetch):
+            self._busy = True
+            self.hold.channel.basic_cancel(self._consumer, callback=lambda _: self._went(self._was_cancelled))
+        elif wanted and not self._consumer:
+            self._busy = True
+            self._granted = self.prefetch
+            self.hold.channel.basic_qos(
+                prefetch_count=self.prefetch, callback=lambda _: self._went(self._consume)
+            )
+        else:
+            self._settled()
+
+    def _went(self, step: Callable[[], None]) -> None:
+        self._busy = False
+        if self.hold is not None and self.hold.channel.is_open:
+            step()
+
+    def _was_cancelled(self) -> None:
+        self._consumer = None
+        self._tend()
+
+    def _consume(self) -> None:
+        assert self.hold is not None
+        hold = self.hold
+        arguments: dict[str, Any] = {}
+        if hold.stream.version >= (3, 12):
+            arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT * 1000
+
+        def deliver(_: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+            hold.unacked.delivered(method.delivery_tag)
+            self._receive(hold, method, properties, body)
+
+        self._busy = True
+        self._consumer = hold.channel.basic_consume(
+            self.name, deliver, arguments=arguments, callback=lambda _: self._went(self._is_consuming)
+        )
+
+    def _is_consuming(self) -> None:
+        self._failures = 0
+        self._tend()
+
+
+def send_acks(holds: Iterable[Hold], *, patient: bool) -> bool:
+    """Send what can be acked; whether some wait for those before them."""
+    rest = False
+    for hold in holds:
+        if hold.is_open and hold.channel.is_open:
+            hold.send_acks(patient=patient)
+            rest = rest or hold.unacked.has_gaps
+    return rest

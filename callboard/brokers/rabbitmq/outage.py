@@ -1,0 +1,86 @@
+"""Why RabbitMQ can't be used, in one sentence that says what to do."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectionWorkflowFailed,
+    AMQPConnectorPhaseErrorBase,
+    AMQPConnectorStackTimeout,
+)
+from pika.exceptions import (
+    AMQPHeartbeatTimeout,
+    AuthenticationError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    IncompatibleProtocolError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+
+from callboard.brokers.rabbitmq.address import Address
+
+NOT_FOUND = 404
+PRECONDITION_FAILED = 406
+RESOURCE_LOCKED = 405
+
+
+def explain(error: BaseException, address: Address) -> str:
+    """A sentence with the host, the port and the vhost, and never the password."""
+    error = root_of(error)
+    if isinstance(error, ProbableAccessDeniedError) or _closed_with(error, 530):
+        return (
+            f"RabbitMQ at {address} doesn't let '{address.user}' into the vhost '{address.vhost}': "
+            "create the vhost, give the user its permissions, or name another in the URL"
+        )
+    if isinstance(error, AuthenticationError | ProbableAuthenticationError) or _closed_with(error, 403):
+        return (
+            f"RabbitMQ at {address} refuses the user '{address.user}': check the user and password in the URL"
+        )
+    if isinstance(error, IncompatibleProtocolError):
+        other = "amqp://" if address.tls else "amqps://"
+        return f"what answers at {address} doesn't speak AMQP: check the port, and whether the URL should be {other}"
+    return f"RabbitMQ at {address} is away: {_reason(error)}"
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether trying again with the same URL can't help."""
+    error = root_of(error)
+    return isinstance(
+        error, AuthenticationError | ProbableAuthenticationError | ProbableAccessDeniedError | ssl.SSLError
+    )
+
+
+def root_of(error: BaseException) -> BaseException:
+    """What went wrong, out of pika's wrappings."""
+    while True:
+        if isinstance(error, AMQPConnectionWorkflowFailed):
+            error = error.exceptions[-1]
+        elif isinstance(error, AMQPConnectorPhaseErrorBase):
+            error = error.exception
+        elif error.args and isinstance(error.args[0], AMQPConnectionWorkflowFailed):
+            error = error.args[0]
+        else:
+            return error
+
+
+def _closed_with(error: BaseException, code: int) -> bool:
+    return isinstance(error, ConnectionClosedByBroker | ChannelClosedByBroker) and error.reply_code == code
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused; is it running?"
+    if isinstance(error, socket.gaierror):
+        return "the host's name can't be resolved"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate isn't trusted: {error.verify_message}"
+    if isinstance(error, TimeoutError | AMQPConnectorStackTimeout):
+        return "it doesn't answer"
+    if isinstance(error, AMQPHeartbeatTimeout):
+        return "it was silent for longer than the heartbeat"
+    if isinstance(error, ConnectionClosedByBroker | ChannelClosedByBroker):
+        return f"it closed the connection: {error.reply_text} ({error.reply_code})"
+    return str(error) or type(error).__name__

@@ -1,0 +1,69 @@
+"""Deliveries that are here and not fetched yet, and which of them comes next.
+
+The most urgent priority first, in it the oldest; but every eighth time the oldest of all, so that nothing
+waits for ever behind more urgent work.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING
+
+from callboard.queues import Priority, priority_of
+
+if TYPE_CHECKING:
+    from callboard.brokers.driver import Delivery
+
+_OLDEST_EVERY = 8
+
+
+class Waiting:
+    """The link's thread adds and removes, one other takes."""
+
+    def __init__(self) -> None:
+        # (since when it waits, its number, the delivery): pushing and popping such tuples is atomic
+        self._heaps: dict[Priority, list[tuple[int, int, Delivery]]] = {priority: [] for priority in Priority}
+        self._numbers = count()
+        self._taken = 0
+        self._lock = threading.Lock()  # between taking and removing
+
+    def __bool__(self) -> bool:
+        return any(self._heaps.values())
+
+    def add(self, delivery: Delivery, stamp_ms: int) -> None:
+        """`stamp_ms` says since when the message waits; 0 if nobody knows."""
+        now = int(time.time() * 1000)
+        # Not later than now: a sender whose clock is fast would see its jobs wait behind all others.
+        since = min(stamp_ms, now) if stamp_ms else now
+        heappush(self._heaps[priority_of(delivery.queue)], (since, next(self._numbers), delivery))
+
+    def take(self, limit: int) -> list[Delivery]:
+        """Up to `limit` deliveries, in the order in which they should run."""
+        found: list[Delivery] = []
+        with self._lock:
+            while len(found) < limit:
+                filled = [heap for heap in self._heaps.values() if heap]
+                if not filled:
+                    break
+                oldest_turn = len(filled) > 1 and self._taken % _OLDEST_EVERY == _OLDEST_EVERY - 1
+                delivery = heappop(min(filled) if oldest_turn else filled[0])[2]
+                if delivery.token.hold.is_open:  # otherwise it is somebody else's by now
+                    self._taken += 1
+                    found.append(delivery)
+        return found
+
+    def remove(self, queues: Collection[str]) -> list[Delivery]:
+        """Take out what came from these queues, oldest first."""
+        removed: list[tuple[int, int, Delivery]] = []
+        with self._lock:
+            for heap in self._heaps.values():
+                gone = [item for item in heap if item[2].queue in queues]
+                if gone:
+                    heap[:] = [item for item in heap if item[2].queue not in queues]
+                    heapify(heap)
+                    removed += gone
+        return [delivery for _, _, delivery in sorted(removed)]

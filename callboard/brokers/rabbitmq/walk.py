@@ -1,0 +1,240 @@
+"""A walk: one pass over the messages of a queue, on a connection of its own.
+
+What is kept is published to the queue's tail, what is moved to where it shall be; then the message is acked.
+So a crash leaves messages twice and never loses one, and the pass ends at the count that the queue had when it
+began. (To hold all messages and look would end at 2,000: quorum queues give no consumer more.)
+
+Two walks never overlap. Each first declares an exclusive queue named after the one it walks over, which
+RabbitMQ grants to one connection and takes away when that is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from pika.channel import Channel
+from pika.exceptions import ChannelClosedByBroker
+from pika.spec import Basic, BasicProperties
+
+from callboard.brokers.driver import Decide, Outgoing, PutError, StoredMessage, Verdict, WalkReport
+from callboard.brokers.rabbitmq import frames
+from callboard.brokers.rabbitmq.address import Address
+from callboard.brokers.rabbitmq.lane import Hold, Lane, send_acks
+from callboard.brokers.rabbitmq.link import Link
+from callboard.brokers.rabbitmq.outage import RESOURCE_LOCKED
+from callboard.brokers.rabbitmq.publisher import Publisher
+from callboard.brokers.rabbitmq.script import Script
+from callboard.brokers.rabbitmq.stream import Stream
+from callboard.brokers.rabbitmq.topology import arguments_of, count_messages, declare_queue, named
+from callboard.errors import BrokerUnavailable
+
+PREFETCH = 1000
+_STEP = 250  # letters that are decided upon before they are published
+_PATIENCE = 30.0  # seconds to wait for another walk to end, and for a server that is slow
+_PUT_DEADLINE = 30.0
+
+
+class Walk:
+    """One walk over one queue. Use it in a `with`.
+
+    Raises:
+        BrokerUnavailable: RabbitMQ is away, or another walk over the queue doesn't end.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        namespace: str,
+        name: str,
+        queue: str,
+        publisher: Publisher,
+        patience: float = _PATIENCE,
+    ) -> None:
+        self._namespace = namespace
+        self._queue = queue
+        self._publisher = publisher
+        self._patience = patience
+        self._arrived = threading.Condition()
+        self._letters: deque[tuple[Hold, int, BasicProperties, bytes]] = deque()
+        self._interrupted = False
+        self._expected = 0  # how many letters are yet to come
+        self._link = Link(addresses, name, up=self._up, down=self._down)
+        self._name = named(namespace, queue)
+        self._lane: Lane | None = None
+
+    def __enter__(self) -> Walk:
+        self._link.start()
+        try:
+            self._lock()
+        except BaseException:
+            self._link.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+    def count(self) -> int:
+        """How many messages can be walked over now; 0 if there is no such queue."""
+        counted = self._link.ask(count_messages({self._queue: self._name}), self._patience)
+        return counted.get(self._queue, (0, 0))[0]
+
+    def go(self, decide: Decide, progress: Callable[[int, int], None] | None) -> WalkReport:
+        """Make the pass."""
+        report = WalkReport()
+        total = self.count()
+        if total:
+            self._consume(total)
+        while report.seen < total and (letters := self._take(min(_STEP, total - report.seen))):
+            self._decide(letters, decide, report)
+            if progress is not None:
+                progress(report.seen, total)
+        return report
+
+    def look(self, limit: int) -> list[StoredMessage]:
+        """The first messages, left where they are."""
+        wanted = min(limit, self.count(), PREFETCH)
+        found: list[StoredMessage] = []
+        shown: list[tuple[Hold, int]] = []
+        if wanted:
+            self._consume(wanted)
+        while len(found) < wanted and (letters := self._take(wanted - len(found))):
+            found += [self._stored(properties, body) for _, _, properties, body in letters]
+            shown += [(hold, tag) for hold, tag, _, _ in letters]
+        self._in_link(lambda: self._give_back(shown))
+        return found
+
+    # -- the walking thread
+
+    def _lock(self) -> None:
+        name = named(self._namespace, f"callboard.walk.{self._queue}")
+        until = time.monotonic() + self._patience
+        while not self._link.ask(_take_lock(name), self._patience):
+            if time.monotonic() > until:
+                raise BrokerUnavailable(
+                    f"another walk over '{self._queue}' is under way; try again when it has ended"
+                )
+            time.sleep(0.1)
+
+    def _consume(self, expected: int) -> None:
+        self._expected = expected
+        self._lane = Lane(
+            self._link,
+            self._name,
+            declare=lambda: declare_queue(self._name, arguments_of(self._queue)),
+            prefetch=min(expected, PREFETCH),
+            receive=self._receive,
+        )
+        self._link.call(self._lane.open)
+
+    def _take(self, limit: int) -> list[tuple[Hold, int, BasicProperties, bytes]]:
+        """The next letters; none if the queue has run dry before its count was reached."""
+        until = time.monotonic() + self._patience
+        while True:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._letters or self._interrupted, timeout=1.0)
+                self._check()
+                if self._letters:
+                    return [self._letters.popleft() for _ in range(min(limit, len(self._letters)))]
+            if not self.count() and not self._letters:
+                return []  # somebody else has taken or purged the rest
+            if time.monotonic() > until:
+                raise BrokerUnavailable(
+                    f"RabbitMQ hands out nothing from '{self._queue}': another worker holds it"
+                )
+
+    def _decide(
+        self, letters: list[tuple[Hold, int, BasicProperties, bytes]], decide: Decide, report: WalkReport
+    ) -> None:
+        outgoing: list[Outgoing] = []
+        for _, _, properties, body in letters:
+            message = self._stored(properties, body)
+            decision = decide(message)
+            report.seen += 1
+            if isinstance(decision, Outgoing):
+                report.moved += 1
+                outgoing.append(decision)
+            elif decision is Verdict.DISCARD:
+                report.discarded += 1
+            else:
+                report.kept += 1
+                outgoing.append(Outgoing(self._queue, body, properties.message_id or "", message.headers))
+        try:
+            self._publisher.put(outgoing, _PUT_DEADLINE)
+        except PutError as error:
+            raise BrokerUnavailable(
+                f"the walk over '{self._queue}' stopped: {error}; nothing is lost"
+            ) from error
+        self._in_link(lambda: self._ack([(hold, tag) for hold, tag, _, _ in letters]))
+        self._check()
+
+    def _in_link(self, work: Callable[[], None]) -> None:
+        """Run something in the link's thread, and wait for it."""
+        done = threading.Event()
+
+        def run() -> None:
+            work()
+            done.set()
+
+        self._link.call(run)
+        done.wait(self._patience)
+
+    def _stored(self, properties: BasicProperties, body: bytes) -> StoredMessage:
+        return StoredMessage(self._queue, body, frames.headers_of(properties.headers))
+
+    def _check(self) -> None:
+        if self._interrupted:
+            reason = self._link.outage or "the connection was lost"
+            raise BrokerUnavailable(
+                f"the walk over '{self._queue}' was interrupted: {reason}; nothing is lost, walk again"
+            )
+
+    # -- the link's thread
+
+    def _up(self, stream: Stream) -> None:
+        pass  # the lane opens when the lock is taken; after an interruption the walk is over
+
+    def _down(self) -> None:
+        if self._lane is not None:
+            self._lane.lose()
+        with self._arrived:
+            self._interrupted = True
+            self._arrived.notify_all()
+
+    def _receive(self, hold: Hold, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        with self._arrived:
+            self._letters.append((hold, method.delivery_tag, properties, body))
+            self._arrived.notify_all()
+        self._expected -= 1
+        if not self._expected and self._lane is not None:
+            # What follows are the letters that this walk has put to the tail; they stay in their order there.
+            self._lane.stop()
+
+    def _give_back(self, claims: list[tuple[Hold, int]]) -> None:
+        """One by one, in their order: what RabbitMQ takes back from a closed channel comes in any."""
+        for hold, tag in claims:
+            hold.give_back(tag)
+
+    def _ack(self, claims: list[tuple[Hold, int]]) -> None:
+        holds = {hold for hold, _ in claims}
+        if all(hold.is_open for hold in holds):
+            for hold, tag in claims:
+                hold.unacked.done((tag,))
+            send_acks(holds, patient=False)
+        else:
+            self._interrupted = True
+
+
+def _take_lock(name: str) -> Script[bool]:
+    """Whether the exclusive queue could be had."""
+    try:
+        yield partial(Channel.queue_declare, queue=name, exclusive=True)
+    except ChannelClosedByBroker as error:
+        if error.reply_code != RESOURCE_LOCKED:
+            raise
+        return False
+    return True
