@@ -1,0 +1,180 @@
+"""How whoever puts a message wakes whoever waits for one.
+
+A worker that waits sets its flag in the file `workers/idle`, and sleeps on a named pipe of its own, the
+bell. Who puts a message looks at the flags, takes down that of a worker that wants the queue, and rings
+its bell: microseconds if nobody waits, 0.1 ms if somebody does. A ring that gets lost costs a second, no
+message: nobody sleeps longer than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from callboard.brokers.file import forks
+from callboard.brokers.file.schema import FIRST_WORKER, MAX_WORKERS
+
+_MASK = (
+    32  # bytes; a queue's bit is its number modulo their bits, so a worker may be woken in vain, never missed
+)
+
+
+class Bell:
+    """A worker's own bell, and its flag."""
+
+    def __init__(self, folder: Path, worker: int, queues: Iterable[int]) -> None:
+        self._path = folder / f"{worker}.bell"
+        self._slot = worker - FIRST_WORKER
+        self._board = _Board(folder)
+        self._path.unlink(missing_ok=True)
+        os.mkfifo(self._path)
+        # Open for both, so that it never reports an end when a writer leaves.
+        self._fd = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        forks.follow(self)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self.lower_flag()
+        self.listen_for(queues)
+
+    def listen_for(self, queues: Iterable[int]) -> None:
+        self._board.write_mask(self._slot, queues)
+
+    def raise_flag(self) -> None:
+        """From here on others ring. What they put before must be looked for after this."""
+        self._drain()
+        self._board.write_flag(self._slot, True)
+
+    def lower_flag(self) -> None:
+        self._board.write_flag(self._slot, False)
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until it rings; False if `timeout` seconds went by."""
+        return bool(self._poll.poll(max(0, timeout) * 1000))
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 4096)
+
+    def ring(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._fd, b"!")
+
+    def close(self) -> None:
+        """Take the bell down. The worker's number may belong to another as soon as its row is gone, so
+        this comes first."""
+        if self._fd >= 0:
+            self.lower_flag()
+            self._path.unlink(missing_ok=True)
+        self.forked()
+
+    def forked(self) -> None:
+        """Close the files, and leave the bell to the parent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        self._board.close()
+
+
+class Ringer:
+    """Rings the bells of others."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._board: _Board | None = None
+        self._next = 0
+
+    def ring(self, queues: Collection[int], count: int) -> list[int]:
+        """Wake up to `count` workers that wait for one of these queues. Returns those who turned out dead."""
+        if self._board is None:
+            try:
+                self._board = _Board(self._folder, create=False)
+            except FileNotFoundError:  # there has never been a worker
+                return []
+        waiting = self._board.waiting()
+        if not waiting:
+            return []
+        dead: list[int] = []
+        for slot in self._turn(waiting):
+            if count <= 0:
+                break
+            if not self._board.wants(slot, queues):
+                continue
+            self._board.write_flag(slot, False)
+            if _ring(self._folder / f"{slot + FIRST_WORKER}.bell"):
+                count -= 1
+            else:
+                dead.append(slot + FIRST_WORKER)
+        return dead
+
+    def _turn(self, slots: list[int]) -> list[int]:
+        """Begin with another each time, so that none is always the last."""
+        self._next = (self._next + 1) % len(slots)
+        return slots[self._next :] + slots[: self._next]
+
+    def close(self) -> None:
+        board, self._board = self._board, None
+        if board is not None:
+            board.close()
+
+
+def _ring(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):  # nobody has it open any more
+            return False
+        raise
+    try:
+        os.write(fd, b"!")
+    except BlockingIOError:  # it has been rung thousands of times
+        pass
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+class _Board:
+    """The file of flags: a byte for each worker that says whether it waits, then the queues of each."""
+
+    _SIZE = MAX_WORKERS * (1 + _MASK)
+
+    def __init__(self, folder: Path, *, create: bool = True) -> None:
+        path = folder / "idle"
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+        if os.fstat(self._fd).st_size < self._SIZE:
+            os.pwrite(self._fd, b"\0", self._SIZE - 1)
+
+    def waiting(self) -> list[int]:
+        flags = os.pread(self._fd, MAX_WORKERS, 0)
+        slots: list[int] = []
+        slot = flags.find(b"\1")
+        while slot >= 0:
+            slots.append(slot)
+            slot = flags.find(b"\1", slot + 1)
+        return slots
+
+    def write_flag(self, slot: int, waits: bool) -> None:
+        if self._fd >= 0:
+            os.pwrite(self._fd, b"\1" if waits else b"\0", slot)
+
+    def wants(self, slot: int, queues: Collection[int]) -> bool:
+        mask = os.pread(self._fd, _MASK, MAX_WORKERS + slot * _MASK)
+        return any(mask[queue // 8 % _MASK] & 1 << queue % 8 for queue in queues)
+
+    def write_mask(self, slot: int, queues: Iterable[int]) -> None:
+        mask = bytearray(_MASK)
+        for queue in queues:
+            mask[queue // 8 % _MASK] |= 1 << queue % 8
+        os.pwrite(self._fd, mask, MAX_WORKERS + slot * _MASK)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

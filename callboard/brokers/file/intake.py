@@ -1,0 +1,357 @@
+"""A worker's hand on the file: claims, acks, and the wait for something to do."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
+from callboard.brokers.file import forks, messages, workers
+from callboard.brokers.file.bells import Bell
+from callboard.brokers.file.messages import Claims, Picker
+from callboard.brokers.file.schema import queue_of
+from callboard.brokers.file.workers import Registration
+from callboard.brokers.file.writer import MaybeWritten
+from callboard.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from callboard.brokers.file.driver import FileDriver, Numbers
+
+log = structlog.get_logger(__name__)
+
+LONGEST_SLEEP = 1.0  # seconds after which a waiting worker looks by itself
+_DEATH_WATCH = 0.25  # seconds between two looks at whether the other workers live
+_ACK_DELAY = 0.004  # seconds that an ack waits for a fetch to take it along
+_TRANSACTION = 5.0  # seconds within which a claim or an ack gets its turn
+_MOVE = 10.0  # the same for a move
+
+
+class FileIntake(Intake):
+    """Claims messages for one worker, under a number and a lock of its own."""
+
+    def __init__(self, driver: FileDriver, options: IntakeOptions) -> None:
+        self._driver = driver
+        self._writer = driver.writer
+        self._options = options
+        self._queues = [name for name in options.queues if name not in options.paused]
+        self._reset()
+        forks.follow(self)
+
+    def _reset(self) -> None:
+        self._held: dict[int, Delivery] = {}
+        self._acks: list[int] = []
+        self._returns: list[int] = []
+        self._applying = threading.Lock()  # held while claims are changed in the file
+        self._given = threading.Event()  # there are acks
+        self._alarm = threading.Event()  # `wake` was called
+        self._flusher: threading.Thread | None = None
+        self._registration: Registration | None = None
+        self._generation = 0
+        self._bell: Bell | None = None
+        self._picker: Picker | None = None
+        self._numbers: Numbers = {}
+        self._full = False
+        self._closed = False
+        self._outage = False
+        self._next_watch = 0.0
+
+    def forked(self) -> None:
+        """The claims are the parent's."""
+        self._reset()
+        self._closed = True
+
+    # --- claiming
+
+    def fetch(self, limit: int, timeout: float) -> list[Delivery]:
+        end = time.monotonic() + timeout
+        while not self._closed:
+            try:
+                found = self._attempt(limit, end)
+            except (BrokerUnavailable, OSError) as error:
+                found = self._wait_out(error, end)
+            else:
+                self._recovered()
+            if found or self._alarm.is_set() or time.monotonic() >= end:
+                self._alarm.clear()
+                return found
+        return []
+
+    def _attempt(self, limit: int, end: float) -> list[Delivery]:
+        """Claim; if there is nothing, sleep until there may be something."""
+        bell = self._enter()
+        self._watch()
+        found, _ = self._claim(limit)
+        if found or self._alarm.is_set() or time.monotonic() >= end:
+            return found
+        bell.raise_flag()
+        try:
+            found, next_due = self._claim(limit)
+            if not found and not self._alarm.is_set() and not self._closed:
+                bell.wait(self._until(end, next_due))
+        finally:
+            bell.lower_flag()
+        return found
+
+    def _until(self, end: float, next_due: float | None) -> float:
+        nap = min(end, self._next_watch) - time.monotonic()
+        if next_due is not None:
+            nap = min(nap, next_due - time.time())
+        return min(nap, LONGEST_SLEEP)
+
+    def _claim(self, limit: int) -> tuple[list[Delivery], float | None]:
+        """Apply the acks and claim what there is room for, in one transaction."""
+        with self._applying:
+            picker, registration = self._picker, self._registration
+            if self._closed or picker is None or registration is None:
+                return [], None
+            room = min(limit, self._options.budget - len(self._held))
+            self._full = room <= 0
+            if self._full and not self._acks and not self._returns:
+                return [], None
+            acks, returns = list(self._acks), list(self._returns)
+            number = registration.number
+
+            def work(connection: sqlite3.Connection) -> Claims:
+                if acks:
+                    messages.let_go(connection, number, acks)
+                if returns:
+                    messages.give_back(connection, number, returns)
+                return picker.claim(connection, number, room, time.time())
+
+            claims = self._writer.run(work, durable=False, timeout=_TRANSACTION)
+            del self._acks[: len(acks)], self._returns[: len(returns)]
+            names = self._driver.queue_names
+            found = []
+            for id_, redelivered, headers, body in claims.rows:
+                delivery = Delivery(names[queue_of(id_)], body, headers, id_, bool(redelivered))
+                self._held[id_] = delivery
+                found.append(delivery)
+        return found, claims.next_due
+
+    def wake(self) -> None:
+        self._alarm.set()
+        self._ring_own_bell()
+
+    def _ring_own_bell(self) -> None:
+        bell = self._bell
+        if bell is not None:
+            bell.ring()
+
+    def pause(self, queues: frozenset[str]) -> None:
+        self._queues = [name for name in self._options.queues if name not in queues]
+        self._picker = None
+        self._ring_own_bell()
+
+    # --- being a worker among others
+
+    def _enter(self) -> Bell:
+        """Become known as a worker, again if the file has been replaced."""
+        if self._bell is None or self._generation != self._writer.generation:
+            with self._applying:
+                self._register()
+        if self._picker is None:
+            with self._applying:
+                mine = {name: self._numbers[name] for name in self._queues}
+                self._picker = Picker(mine)
+                assert self._bell is not None
+                self._bell.listen_for(mine.values())
+        assert self._bell is not None
+        return self._bell
+
+    def _register(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the intake is closed")
+        self._held.clear()
+        self._acks.clear()
+        self._returns.clear()
+        options, folder = self._options, self._driver.workers_folder
+
+        def work(connection: sqlite3.Connection, numbers: Numbers) -> tuple[Registration, Numbers, int]:
+            folder.mkdir(exist_ok=True)
+            made = workers.register(connection, folder, options.worker, options.queues)
+            return made, numbers, self._writer.generation
+
+        if self._bell is not None:
+            self._bell.forked()
+            self._bell = None
+        self._registration, self._numbers, self._generation = self._driver.run(
+            options.queues, work, durable=False, timeout=_TRANSACTION
+        )
+        self._bell = Bell(folder, self._registration.number, ())
+        self._picker = None
+
+    def _watch(self) -> None:
+        """Now and then, look whether other workers have died, and let everybody have their claims."""
+        now = time.monotonic()
+        if now < self._next_watch:
+            return
+        self._next_watch = now + _DEATH_WATCH
+        folder, own = self._driver.workers_folder, self._registration
+        number = own.number if own is not None else None
+        rows = self._writer.run(
+            lambda connection: workers.others(connection, number), durable=False, timeout=_TRANSACTION
+        )
+        suspects = [row for row in rows if workers.is_dead(folder, *row)]
+        if suspects:
+            queues = self._writer.run(
+                lambda connection: workers.bury(connection, folder, suspects),
+                durable=False,
+                timeout=_TRANSACTION,
+            )
+            log.warning("workers_rescued", workers=[name for _, name in suspects])
+            self._driver.ring(queues, len(queues))
+
+    # --- letting go
+
+    def holds(self, delivery: Delivery) -> bool:
+        return self._held.get(delivery.token) is delivery
+
+    def ack(self, delivery: Delivery) -> None:
+        if not self._drop(delivery):
+            return
+        self._acks.append(delivery.token)
+        self._arm()
+        if self._full:
+            self._ring_own_bell()
+
+    def _drop(self, delivery: Delivery) -> bool:
+        """No more ours; False if it wasn't."""
+        return self.holds(delivery) and self._held.pop(delivery.token, None) is not None
+
+    def _arm(self) -> None:
+        """See to it that acks are applied soon, even if nobody fetches."""
+        if not self._given.is_set():
+            self._given.set()
+            if self._flusher is None:
+                self._flusher = threading.Thread(target=self._flush_for_ever, name="file-acks", daemon=True)
+                self._flusher.start()
+
+    def _flush_for_ever(self) -> None:
+        while not self._closed:
+            self._given.wait()
+            time.sleep(_ACK_DELAY)
+            self._given.clear()
+            try:
+                with self._applying:
+                    self._apply()
+            except (BrokerUnavailable, OSError) as error:
+                self._failed(error)
+                time.sleep(LONGEST_SLEEP)
+                self._given.set()
+
+    def _apply(self) -> None:
+        registration = self._registration
+        if registration is None or not (self._acks or self._returns):
+            return
+        acks, returns, number = list(self._acks), list(self._returns), registration.number
+
+        def work(connection: sqlite3.Connection) -> None:
+            messages.let_go(connection, number, acks)
+            messages.give_back(connection, number, returns)
+
+        self._writer.run(work, durable=False, timeout=_TRANSACTION)
+        del self._acks[: len(acks)], self._returns[: len(returns)]
+        if returns:
+            self._driver.ring({queue_of(id_) for id_ in returns}, len(returns))
+
+    def flush(self, timeout: float) -> bool:
+        end = time.monotonic() + timeout
+        while self._acks or self._returns:
+            if not self._applying.acquire(timeout=max(0.0, end - time.monotonic())):
+                return False
+            try:
+                self._apply()
+            except (BrokerUnavailable, OSError) as error:
+                self._failed(error)
+                if time.monotonic() + 0.1 > end:
+                    return False
+                time.sleep(0.1)
+            finally:
+                self._applying.release()
+        with self._applying:
+            return True
+
+    def move(self, delivery: Delivery, outgoing: Outgoing) -> None:
+        registration = self._registration
+        if registration is None or not self.holds(delivery):
+            raise PutError("the claim is gone", not_queued=[outgoing])
+        number, id_ = registration.number, delivery.token
+        try:
+            done = self._driver.put_with(
+                lambda connection: messages.let_go_of_one(connection, number, id_), [outgoing], timeout=_MOVE
+            )
+        except MaybeWritten as error:
+            raise PutError(str(error), unknown=[outgoing]) from error
+        except BrokerUnavailable as error:
+            raise PutError(str(error), not_queued=[outgoing]) from error
+        self._held.pop(id_, None)
+        if not done:
+            raise PutError("the claim is gone", not_queued=[outgoing])
+        if self._full:
+            self._ring_own_bell()
+
+    def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        self._returns += [delivery.token for delivery in deliveries if self._drop(delivery)]
+        try:
+            with self._applying:
+                self._apply()
+        except (BrokerUnavailable, OSError) as error:
+            self._failed(error)
+            self._arm()
+
+    def close(self) -> None:
+        self._alarm.set()
+        self._ring_own_bell()
+        with self._applying:
+            if self._closed:
+                return
+            self._closed = True
+            self._given.set()
+            self._driver.forget(self)
+            if self._registration is not None:
+                self._leave(self._registration)
+        if self._flusher is not None and self._flusher is not threading.current_thread():
+            self._flusher.join()
+
+    def _leave(self, registration: Registration) -> None:
+        acks, returns = list(self._acks), [*self._returns, *self._held]
+        folder, bell, number = self._driver.workers_folder, self._bell, registration.number
+
+        def work(connection: sqlite3.Connection) -> None:
+            messages.let_go(connection, number, acks)
+            messages.give_back(connection, number, returns)
+            workers.leave(connection, folder, registration)
+
+        self._held.clear()
+        self._bell = None
+        try:
+            if bell is not None:
+                bell.close()
+            self._writer.run(work, durable=False, timeout=_TRANSACTION)
+        except (BrokerUnavailable, OSError) as error:
+            self._failed(error)  # others will find the lock free, and rescue what we held
+        registration.lock.close()
+        if returns:
+            self._driver.ring({queue_of(id_) for id_ in returns}, len(returns))
+
+    # --- outages
+
+    def _wait_out(self, error: Exception, end: float) -> list[Delivery]:
+        self._failed(error)
+        self._alarm.wait(min(LONGEST_SLEEP, max(0.0, end - time.monotonic())))
+        return []
+
+    def _failed(self, error: Exception) -> None:
+        if not self._outage and not self._closed:
+            log.error("broker_unavailable", error=str(error))
+        self._outage = True
+
+    def _recovered(self) -> None:
+        if self._outage:
+            log.info("broker_available")
+        self._outage = False

@@ -1,0 +1,323 @@
+"""Everything that one process writes into the file, in as few transactions as possible.
+
+A thread that comes while another commits leaves its work in the queue; whoever commits next does all that
+has gathered, in one transaction. So eight senders pay for one wait on the disk, not for eight.
+
+Processes wait for each other on a lock file, and only then begin: SQLite's own way of waiting sleeps in
+steps that grow, which halves the rate and makes the slowest wait ten times longer.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from callboard.brokers.file import forks
+from callboard.brokers.file.locks import LockedFile
+from callboard.brokers.file.schema import connect, explain, make_folder
+from callboard.errors import BrokerUnavailable
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+
+class NotWritten(BrokerUnavailable):
+    """Nothing was written. The text says why."""
+
+
+class MaybeWritten(BrokerUnavailable):
+    """It isn't known whether it was written. The text says why."""
+
+
+class _Entry:
+    """One caller's work, and the latch on which it waits until it is done, or is to lead."""
+
+    __slots__ = ("done", "durable", "error", "latch", "leads", "result", "work")
+
+    def __init__(self, work: Work[Any], durable: bool) -> None:
+        self.work = work
+        self.durable = durable
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.leads = False
+        self.latch = threading.Lock()
+        self.latch.acquire()
+
+
+class Writer:
+    """The one connection by which a process writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "queue.db"
+        self._transaction = threading.Lock()  # held while the connection is in use
+        self._reset()
+        forks.follow(self, at_rest=self._transaction)
+
+    def _reset(self) -> None:
+        self._mutex = threading.Lock()  # guards the queue and who leads
+        self._queue: deque[_Entry] = deque()
+        self._led = False
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+        self._durable = True
+        self._lock_file: LockedFile | None = None
+        self._closed = False
+        #: Grows whenever another file is opened, so that what was remembered of the last is forgotten.
+        self.generation = 0
+
+    def run(self, work: Work[T], *, durable: bool, timeout: float) -> T:
+        """Do some work in a transaction, perhaps together with others'. If `durable`, it is on the disk
+        when this returns; else a power loss, but no crash of a process, may undo it.
+
+        `work` may be called twice if the first transaction fails: it must only read and write the database.
+
+        Raises:
+            NotWritten, MaybeWritten: or what `work` raised.
+        """
+        entry = _Entry(work, durable)
+        end = time.monotonic() + timeout
+        with self._mutex:
+            self._queue.append(entry)
+            if not self._led:
+                self._led = entry.leads = True
+        try:
+            if not entry.leads:
+                self._await_turn(entry, timeout)
+            if entry.leads and not entry.done:
+                self._lead(entry, end)
+        finally:
+            if entry.leads:
+                self._hand_over()
+        if entry.error is not None:
+            raise entry.error
+        return entry.result  # type: ignore[no-any-return]
+
+    def _await_turn(self, entry: _Entry, timeout: float) -> None:
+        if entry.latch.acquire(timeout=timeout):
+            return
+        with self._mutex:
+            if entry.leads or entry.done:
+                return
+            if entry in self._queue:
+                self._queue.remove(entry)
+                raise NotWritten(self._too_late(timeout))
+        raise MaybeWritten(f"{self.path} is being written for over {timeout:g} s: the disk may hang")
+
+    def _too_late(self, timeout: float) -> str:
+        return (
+            f"{self.path} was busy for over {timeout:g} s: too many write at once, or one of them is frozen"
+        )
+
+    def _hand_over(self) -> None:
+        """Let the next in the queue lead."""
+        with self._mutex:
+            if self._queue:
+                heir = self._queue[0]
+                heir.leads = True
+                heir.latch.release()
+            else:
+                self._led = False
+
+    def _lead(self, own: _Entry, end: float) -> None:
+        try:
+            lock = self._open_lock()
+            timeout = end - time.monotonic()
+            if not lock.lock(timeout):
+                raise NotWritten(self._too_late(timeout))
+        except BaseException as error:
+            with self._mutex:
+                self._queue.remove(own)
+            if self._closed:  # and so is the lock file
+                raise NotWritten(f"the driver of {self.path} is closed") from error
+            if isinstance(error, OSError) and not isinstance(error, NotWritten):
+                raise NotWritten(explain(error, self.path)) from error
+            raise
+        batch = _Batch()
+        try:
+            with self._transaction:
+                try:
+                    self._write(batch, end)
+                finally:
+                    lock.unlock()
+        finally:
+            self._settle(batch, own)
+
+    def _open_lock(self) -> LockedFile:
+        if self._closed:
+            raise NotWritten(f"the driver of {self.path} is closed")
+        if self._lock_file is None or self._lock_file.fd < 0:
+            try:
+                self._lock_file = LockedFile(self.folder / "queue.lock")
+            except FileNotFoundError:
+                make_folder(self.folder)
+                self._lock_file = LockedFile(self.folder / "queue.lock")
+        return self._lock_file
+
+    def _write(self, batch: _Batch, end: float) -> None:
+        with self._mutex:
+            batch.entries.extend(self._queue)
+            self._queue.clear()
+        durable = any(entry.durable for entry in batch.entries)
+        try:
+            batch.connection = connection = self._open()
+            self._begin(connection, durable, end)
+        except (sqlite3.Error, OSError) as error:
+            self._disconnect()
+            batch.fail(NotWritten(explain(error, self.path)), error)
+            return
+        batch.begun = True
+        try:
+            for entry in batch.entries:
+                entry.result = entry.work(connection)
+        except Exception as error:
+            batch.undo()
+            self._write_singly(batch, error, end)
+            return
+        except BaseException:
+            batch.undo()
+            raise
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._give_up(batch, error)
+
+    def _write_singly(self, batch: _Batch, error: Exception, end: float) -> None:
+        """One of them failed, and took the others with it: try each on its own."""
+        if len(batch.entries) == 1:
+            if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, BrokerUnavailable):
+                batch.fail(NotWritten(explain(error, self.path)), error)
+            else:
+                batch.fail(error, None)
+            return
+        connection = batch.connection
+        assert connection is not None
+        for entry in batch.entries:
+            single = _Batch([entry], connection)
+            try:
+                self._begin(connection, entry.durable, end)
+                single.begun = True
+                entry.result = entry.work(connection)
+                connection.execute("COMMIT")
+            except Exception as cause:
+                single.undo()
+                self._write_singly(single, cause, end)
+            finally:
+                single.settle()
+
+    def _give_up(self, batch: _Batch, error: sqlite3.Error) -> None:
+        code = error.sqlite_errorcode & 0xFF
+        text = explain(error, self.path)
+        batch.undo()
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+            batch.fail(NotWritten(text), error)
+        else:  # The pages may be on the disk, and a process that opens the file after a crash may find them.
+            batch.fail(MaybeWritten(text), error)
+            self._disconnect()
+
+    def _begin(self, connection: sqlite3.Connection, durable: bool, end: float) -> None:
+        if durable is not self._durable:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                # A program that doesn't know the lock file, such as the sqlite3 shell, is writing.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            else:
+                return
+
+    def _settle(self, batch: _Batch, own: _Entry) -> None:
+        batch.settle()
+        for entry in batch.entries:
+            if entry.done and entry is not own:
+                entry.latch.release()
+        left = [entry for entry in batch.entries if not entry.done and entry is not own]
+        if left:  # An exception from outside, such as a time limit, stopped us before anything was written.
+            with self._mutex:
+                self._queue.extendleft(reversed(left))
+
+    def _open(self) -> sqlite3.Connection:
+        """The connection; a new one if the file has been replaced under us."""
+        try:
+            inode = os.stat(self.path).st_ino  # noqa: PTH116 - it runs at every commit
+        except FileNotFoundError:
+            inode = 0
+        if self._connection is not None:
+            if inode == self._inode:
+                return self._connection
+            self._disconnect()
+        make_folder(self.folder)
+        self._connection = connect(self.path)
+        self._durable = True
+        self._inode = self.path.stat().st_ino
+        self.generation += 1
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connection; what comes later is refused."""
+        with self._transaction:
+            self._closed = True
+            self._disconnect()
+            if self._lock_file is not None:
+                self._lock_file.close()
+
+    def forked(self) -> None:
+        """Forget the connection. It is never closed here, because that would touch the parent's file."""
+        if self._connection is not None:
+            _inherited.append(self._connection)
+        closed = self._closed
+        self._reset()
+        self._closed = closed
+
+
+class _Batch:
+    """What is written in one transaction."""
+
+    __slots__ = ("begun", "connection", "entries", "undone")
+
+    def __init__(
+        self, entries: list[_Entry] | None = None, connection: sqlite3.Connection | None = None
+    ) -> None:
+        self.entries = entries or []
+        self.connection = connection
+        self.begun = False
+        self.undone = False
+
+    def undo(self) -> None:
+        self.undone = True
+        if self.connection is not None and self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+
+    def fail(self, error: BaseException, cause: BaseException | None) -> None:
+        for entry in self.entries:
+            entry.error = error
+            entry.done = True
+        error.__cause__ = cause
+
+    def settle(self) -> None:
+        """Note who is done. An exception may strike between any two lines, so SQLite is asked."""
+        if self.begun and not self.undone:
+            assert self.connection is not None
+            if self.connection.in_transaction:
+                self.undo()
+                return
+            for entry in self.entries:
+                entry.done = True
+
+
+_inherited: list[sqlite3.Connection] = []
