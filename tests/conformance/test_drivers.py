@@ -27,6 +27,7 @@ from callboard.brokers.driver import (
     StoredMessage,
     Verdict,
 )
+from callboard.servers import PrivateRabbitmq
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
 LULL = 0.3  # seconds in which nothing is expected
@@ -84,8 +85,30 @@ def _stub(request: pytest.FixtureRequest) -> Subject:
     return Subject(lambda: driver, across_processes=False)
 
 
+def _rabbitmq(request: pytest.FixtureRequest) -> Subject:
+    from callboard.brokers.rabbitmq import RabbitmqDriver
+
+    return Subject(
+        partial(RabbitmqDriver, request.getfixturevalue("amqp_url")),
+        knows_unstarted=False,
+        counts_all=False,
+        purges_delayed=False,
+        refusing=lambda _: _memory_alarm(request.getfixturevalue("rabbitmq")),
+    )
+
+
+@contextmanager
+def _memory_alarm(node: PrivateRabbitmq) -> Iterator[None]:
+    node.set_memory_alarm(True)
+    try:
+        yield
+    finally:
+        node.set_memory_alarm(False)
+
+
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], Subject]] = {
     "file": _file,
+    "rabbitmq": _rabbitmq,
     "stub": _stub,
 }
 

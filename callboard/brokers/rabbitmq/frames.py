@@ -13,8 +13,8 @@ from callboard.brokers.driver import Outgoing
 
 #: The AMQP header that carries `Outgoing.headers`.
 HEADERS = "callboard"
-#: When the message was put, or is due: milliseconds since the epoch. RabbitMQ's own name for such a header.
-STAMP = "timestamp_in_ms"
+#: The AMQP header that says since when the message waits: put or due, in microseconds since the epoch.
+SINCE = "since_us"
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
 _BASIC, _PUBLISH, _MANDATORY = 60, 40, 1
@@ -38,7 +38,7 @@ def _short(text: str) -> bytes:
 _TYPE = _short("application/json")
 _PERSISTENT = b"\x02"
 _APPLICATION = _short("callboard")
-_STAMP_FIELD = _short(STAMP) + b"l"
+_SINCE_FIELD = _short(SINCE) + b"l"
 _HEADERS_FIELD = _short(HEADERS) + b"S"
 
 
@@ -50,9 +50,13 @@ def publish_method(channel: int, exchange: str, routing_key: str) -> bytes:
     return _frame.pack(_METHOD, channel, len(payload)) + payload + _END
 
 
-def publish_content(channel: int, message: Outgoing, stamp_ms: int, frame_max: int) -> bytes:
-    """The frames that carry a message's properties and body."""
-    table = _STAMP_FIELD + _quad.pack(stamp_ms)
+def publish_content(channel: int, message: Outgoing, since: float, frame_max: int) -> bytes:
+    """The frames that carry a message's properties and body.
+
+    Raises:
+        ValueError: It doesn't fit into AMQP.
+    """
+    table = _SINCE_FIELD + _quad.pack(int(since * 1e6))
     if message.headers:
         table += _HEADERS_FIELD + _long.pack(len(message.headers)) + message.headers
     body = message.body
@@ -64,7 +68,7 @@ def publish_content(channel: int, message: Outgoing, stamp_ms: int, frame_max: i
             table,
             _PERSISTENT,
             _short(message.job_id),
-            _quad.pack(stamp_ms // 1000),
+            _quad.pack(int(since)),
             _APPLICATION,
         )
     )
@@ -91,7 +95,7 @@ def headers_of(table: Mapping[str, object] | None) -> bytes:
     return value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else b""
 
 
-def stamp_of(table: Mapping[str, object] | None) -> int:
-    """When a received message was put, in milliseconds since the epoch; 0 if it doesn't say."""
-    value = (table or {}).get(STAMP, 0)
+def since_of(table: Mapping[str, object] | None) -> int:
+    """Since when a received message waits, in microseconds since the epoch; 0 if it doesn't say."""
+    value = (table or {}).get(SINCE, 0)
     return value if isinstance(value, int) else 0

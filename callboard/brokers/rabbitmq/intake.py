@@ -217,7 +217,7 @@ class RabbitmqIntake(Intake):
         table = properties.headers
         claim = Claim(hold, method.delivery_tag)
         delivery = Delivery(queue, body, frames.headers_of(table), claim, method.redelivered)
-        self._waiting.add(delivery, frames.stamp_of(table))
+        self._waiting.add(delivery, frames.since_of(table))
         if self._is_fetching:
             with self._arrived:
                 self._arrived.notify()

@@ -179,7 +179,7 @@ class Lane:
             return
         self._drop_hold()
         self._channel = None
-        if self._link.stream is not None and self._link.stream.is_open:
+        if self._link.stream is not None and self._link.stream.is_open and not self._stopped:
             self._try_later(reason)
 
     def _drop_hold(self) -> None:

@@ -344,11 +344,11 @@ class Publisher:
             if message.due is not None and message.due > now:
                 way = self._ladder.way(named(self._namespace, message.queue), message.due - now)
                 method = frames.publish_method(self._number, *way)
-                stamp = message.due
+                since = message.due
             else:
                 method = self._method(message.queue)
-                stamp = now
-            content = frames.publish_content(self._number, message, int(stamp * 1000), self._frame_max)
+                since = now
+            content = frames.publish_content(self._number, message, since, self._frame_max)
         except ValueError as error:
             entry.batch.fail(entry, str(error))
             return

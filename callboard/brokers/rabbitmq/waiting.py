@@ -34,11 +34,11 @@ class Waiting:
     def __bool__(self) -> bool:
         return any(self._heaps.values())
 
-    def add(self, delivery: Delivery, stamp_ms: int) -> None:
-        """`stamp_ms` says since when the message waits; 0 if nobody knows."""
-        now = int(time.time() * 1000)
+    def add(self, delivery: Delivery, since: int) -> None:
+        """`since` is when the wait began, in microseconds since the epoch; 0 if nobody knows."""
+        now = int(time.time() * 1e6)
         # Not later than now: a sender whose clock is fast would see its jobs wait behind all others.
-        since = min(stamp_ms, now) if stamp_ms else now
+        since = min(since, now) if since else now
         heappush(self._heaps[priority_of(delivery.queue)], (since, next(self._numbers), delivery))
 
     def take(self, limit: int) -> list[Delivery]:
