@@ -23,6 +23,14 @@ class SettingsError(CallboardError):
     """A setting is missing, malformed, or contradicts another."""
 
 
+class AppError(CallboardError):
+    """An application can't be loaded; the message says why, and shows its own lines that led there."""
+
+
+class UnknownQueue(CallboardError, LookupError):
+    """A pattern matches no queue that the application declares; the message lists the queues."""
+
+
 class MissingExtra(CallboardError):
     """An optional library is needed and not installed; the message names the extra that brings it."""
 
