@@ -51,7 +51,7 @@ class _Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attributes}
-        hidden = tag in _SKIPPED or "display:none" in values.get("style", "").replace(" ", "")
+        hidden = tag in _SKIPPED or "display:none" in values.get("style", "").replace(" ", "").lower()
         if (self._silent or hidden) and tag not in _VOID:
             self._silent.append(tag)
         if self._silent:
