@@ -1,0 +1,1 @@
+"""The job, declared on each system."""
