@@ -146,7 +146,7 @@ def one_at_a_time() -> Iterator[None]:
 def make_environment() -> None:
     if not must_be_remade():
         return
-    import venv  # noqa: PLC0415 - takes a while, and most runs don't need it
+    import venv  # here, like others below, since most runs don't need it and it takes a while
 
     with step("an empty environment"):
         if VENV.exists():
@@ -194,7 +194,7 @@ def uv() -> Path:
 
 
 def unpack_program(wheel: Path, name: str, to: Path) -> None:
-    import zipfile  # noqa: PLC0415
+    import zipfile
 
     with zipfile.ZipFile(wheel) as archive:
         member = next(item for item in archive.namelist() if item.endswith(f".data/scripts/{name}"))
@@ -228,9 +228,9 @@ def pinned(project: str) -> tuple[str, set[str]]:
 
 def fetch(project: str, fits: Callable[[str], bool]) -> Path:
     """Download the pinned wheel whose tag fits, and return its path once its hash is proved."""
-    import re  # noqa: PLC0415
-    from html import unescape  # noqa: PLC0415
-    from urllib.parse import unquote, urldefrag, urljoin  # noqa: PLC0415
+    import re
+    from html import unescape
+    from urllib.parse import unquote, urldefrag, urljoin
 
     version, hashes = pinned(project)
     page_url = f"{index_url(os.environ).rstrip('/')}/{project}/"
@@ -238,7 +238,11 @@ def fetch(project: str, fits: Callable[[str], bool]) -> Path:
     for link in re.findall(r'href\s*=\s*["\']([^"\']+)', page):
         url = urldefrag(urljoin(page_url, unescape(link))).url
         name = unquote(url.rpartition("/")[2])
-        if name.startswith(f"{project}-{version}-") and name.endswith(".whl") and fits(name.removesuffix(".whl")):
+        if (
+            name.startswith(f"{project}-{version}-")
+            and name.endswith(".whl")
+            and fits(name.removesuffix(".whl"))
+        ):
             content = download(url)
             if hashlib.sha256(content).hexdigest() not in hashes:
                 raise SetUpFailed(f"{name} is not the file whose hash deploy/locks/{project}.txt holds")
@@ -249,8 +253,8 @@ def fetch(project: str, fits: Callable[[str], bool]) -> Path:
 
 
 def download(url: str) -> bytes:
-    import ssl  # noqa: PLC0415
-    from urllib.request import Request, urlopen  # noqa: PLC0415
+    import ssl
+    from urllib.request import Request, urlopen
 
     certificates = next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), None)
     request = Request(url, headers={"Accept": "text/html", "User-Agent": "callboard-bootstrap"})  # noqa: S310
@@ -270,7 +274,7 @@ def download(url: str) -> bytes:
 
 def runs_here(tag: str) -> bool:
     """Whether a wheel's tag, such as `uv-1.0-py3-none-musllinux_1_1_x86_64`, is for this machine."""
-    import platform  # noqa: PLC0415
+    import platform
 
     if sys.platform == "darwin":
         system = "macosx"
@@ -287,12 +291,16 @@ def index_url(environment: Mapping[str, str]) -> str:
     """Where packages come from, as this machine's settings of uv or pip say."""
     configured = (environment[name] for name in INDEXES if environment.get(name))
     # Public Python packages live at PyPI, on its .org domain, unless the machine says otherwise.
-    return next(configured, None) or pip_setting("index-url", environment) or f"https://{'PyPI'.lower()}.org/simple"
+    return (
+        next(configured, None)
+        or pip_setting("index-url", environment)
+        or f"https://{'PyPI'.lower()}.org/simple"
+    )
 
 
 def pip_setting(name: str, environment: Mapping[str, str]) -> str | None:
     """A setting from pip's configuration files, of which a later one wins."""
-    import configparser  # noqa: PLC0415
+    import configparser
 
     home = Path(environment.get("HOME", "/nonexistent"))
     config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
@@ -380,7 +388,7 @@ def how_to_become_root() -> list[str] | None:
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")
-    if sudo and subprocess.run([sudo, "-n", "true"], capture_output=True, check=False).returncode == 0:  # noqa: S603
+    if sudo and subprocess.run([sudo, "-n", "true"], capture_output=True, check=False).returncode == 0:
         return [sudo, "-n"]
     return None
 
@@ -406,7 +414,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> None:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
         begin = log.tell()
-        with subprocess.Popen(  # noqa: S603 - a command of our own making
+        with subprocess.Popen(
             command, cwd=ROOT, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         ) as process:
             while True:
@@ -421,7 +429,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> None:
 
 
 def temporary_log() -> IO[str]:
-    import tempfile  # noqa: PLC0415
+    import tempfile
 
     return tempfile.TemporaryFile("w+")
 
@@ -429,8 +437,10 @@ def temporary_log() -> IO[str]:
 def reason(output: str) -> str:
     """The part of an installer's output that tells what went wrong: its errors, else its last lines."""
     lines = [line for line in output.splitlines() if line.strip() and not line.startswith(("WARNING", "W:"))]
-    starts = ("error", "ERROR", "E:", "  ×", "×")
-    first = next((number for number, line in enumerate(lines) if line.startswith(starts)), len(lines) - 8)
+    starts = ("error", "ERROR", "E:", "\N{MULTIPLICATION SIGN}")
+    first = next(
+        (number for number, line in enumerate(lines) if line.lstrip().startswith(starts)), len(lines) - 8
+    )
     return "\n".join(lines[max(first, 0) :][:20])
 
 

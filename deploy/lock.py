@@ -31,7 +31,9 @@ def main() -> int:
     for name, options in CONTENTS.items():
         as_in_everything = [] if name == "all" else [f"--constraints={EVERYTHING}"]
         print(f"deploy/locks/{name}.txt", flush=True)
-        compile_lock(name, ["pyproject.toml", *options, *as_in_everything, *(upgrade if name == "all" else [])])
+        compile_lock(
+            name, ["pyproject.toml", *options, *as_in_everything, *(upgrade if name == "all" else [])]
+        )
     for installer in ("uv", "pip"):
         print(f"deploy/locks/{installer}.txt", flush=True)
         compile_lock(installer, ["-", *upgrade], stdin=installer)
@@ -46,7 +48,7 @@ def compile_lock(name: str, arguments: list[str], *, stdin: str = "") -> None:
     python = f"--python-version={OLDEST[0]}.{OLDEST[1]}"
     environment = uv_environment(os.environ)
     command = [*uv, *form, python, f"--output-file={path}", *arguments]
-    subprocess.run(command, cwd=ROOT, env=environment, input=stdin, text=True, check=True)  # noqa: S603
+    subprocess.run(command, cwd=ROOT, env=environment, input=stdin, text=True, check=True)
     path.write_text(f"{header()}{path.read_text()}")
 
 

@@ -30,6 +30,12 @@ def _installed(server: Callable[[], S]) -> S:
 
 
 @pytest.fixture(scope="session")
+def installed() -> Callable[[Callable[[], S]], S]:
+    """Makes a server that a test wants in a way of its own, and skips the test where that isn't installed."""
+    return _installed
+
+
+@pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[PrivateRabbitmq]:
     """The session's RabbitMQ node: for looking at and closing connections, not for killing."""
     with _installed(PrivateRabbitmq) as node:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from callboard.servers import PrivateServer
 
+    Installed = Callable[[Callable[[], PrivateServer]], PrivateServer]
+
 QUORUM = {"x-queue-type": "quorum"}
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux only")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux ends orphans")
 
 
 @contextlib.contextmanager
@@ -52,19 +54,23 @@ def waits_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
     return True
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+def processes() -> dict[int, int]:
+    """Every process that is alive, with its parent."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(path.parent.name)] = int(parent)
+    return parents
 
 
-def processes_below(pid: int) -> set[int]:
-    below = {pid}
-    for child in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split():
-        below |= processes_below(int(child))
-    return below
+def family(ancestor: int) -> set[int]:
+    parents = processes()
+    members = {ancestor}
+    while more := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= more
+    return members - {ancestor}
 
 
 def test_a_confirmed_message_outlives_kill_and_restart_of_rabbitmq(own_rabbitmq: PrivateRabbitmq) -> None:
@@ -179,20 +185,22 @@ def test_a_frozen_server_accepts_and_does_not_answer(own_redis: PrivateRedis) ->
         assert client.ping()
 
 
+@LINUX
 @pytest.mark.parametrize("kind", [PrivateRabbitmq, PrivateRedis, PrivatePostgresql])
-def test_closing_leaves_no_process_and_no_folder(kind: type[PrivateServer]) -> None:
-    others = processes_below(os.getpid())
-    with kind() as server:
-        family = processes_below(os.getpid()) - others - {os.getpid()}
-        assert server.pid in family
+def test_closing_leaves_no_process_and_no_folder(kind: type[PrivateServer], installed: Installed) -> None:
+    others = family(os.getpid())
+    with installed(kind) as server:
+        started = family(os.getpid()) - others
+        assert server.pid in started
 
-    assert waits_until(lambda: not any(is_alive(pid) for pid in family))
+    assert waits_until(lambda: not started & processes().keys())
     assert not server.folder.exists()
 
 
 @LINUX
 @pytest.mark.parametrize("kind", [PrivateRabbitmq, PrivateRedis, PrivatePostgresql])
-def test_servers_end_when_their_owner_is_killed(kind: type[PrivateServer]) -> None:
+def test_servers_end_when_their_owner_is_killed(kind: type[PrivateServer], installed: Installed) -> None:
+    installed(kind).close()
     program = (
         "import time; from callboard import servers;"
         f"server = servers.{kind.__name__}().start();"
@@ -202,12 +210,12 @@ def test_servers_end_when_their_owner_is_killed(kind: type[PrivateServer]) -> No
         try:
             assert owner.stdout is not None
             folder = owner.stdout.readline().strip()
-            family = processes_below(owner.pid) - {owner.pid}
+            started = family(owner.pid)
         finally:
             owner.kill()
 
-    assert family
-    assert waits_until(lambda: not any(is_alive(pid) for pid in family))
+    assert started
+    assert waits_until(lambda: not started & processes().keys())
     shutil.rmtree(folder)
 
 
@@ -217,16 +225,16 @@ def test_a_missing_program_names_the_package(monkeypatch: pytest.MonkeyPatch) ->
         PrivateRedis()
 
 
-def test_a_server_that_cannot_start_says_what_it_printed(tmp_path: Path) -> None:
-    server = PrivateRedis(tmp_path / "redis", append_only=True)
+def test_a_server_that_cannot_start_says_what_it_printed(tmp_path: Path, installed: Installed) -> None:
+    server = installed(lambda: PrivateRedis(tmp_path / "redis", append_only=True))
     (tmp_path / "redis" / "appendonlydir").write_text("in the way")
     with pytest.raises(ServerFailed, match=r"ended while it started(.|\n)*appendonlydir: Not a dir"):
         server.start()
     server.close()
 
 
-def test_a_folder_that_is_given_outlives_the_server(tmp_path: Path) -> None:
-    with PrivateRedis(tmp_path / "redis") as server:
+def test_a_folder_that_is_given_outlives_the_server(tmp_path: Path, installed: Installed) -> None:
+    with installed(lambda: PrivateRedis(tmp_path / "redis")) as server:
         assert server.running
     assert (tmp_path / "redis").is_dir()
     assert not server.running
