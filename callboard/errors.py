@@ -127,6 +127,21 @@ class JobNotFound(CallboardError, LookupError):
     """No job has this id, as far as the store and the broker know."""
 
 
+class QueueNotFound(CallboardError, LookupError):
+    """No queue of jobs has this name, or fits this pattern; the message suggests the nearest."""
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        known = sorted(known)
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "'callboard queues list' shows them"
+        super().__init__(f"there is no queue of jobs '{name}'; {hint}")
+        self.name = name
+
+
+class NotPossible(CallboardError):
+    """What was asked can't be done to this job or queue as it is now; the message says why."""
+
+
 class Permanent(CallboardError):
     """Raise it in an actor to stop: the job is dead at once, whatever attempts were left."""
 

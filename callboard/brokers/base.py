@@ -220,6 +220,16 @@ class Broker(dramatiq.Broker):
                 self.emit_after("enqueue", message, delay_ms)
         return prepared
 
+    def prepare(self, message: Message[Any]) -> Outgoing:
+        """A message as `enqueue` would queue it now: checked and signed. For a job that is sent once more with
+        a mended payload; nothing is held or emitted.
+
+        Raises:
+            InvalidPayload: The arguments don't fit.
+        """
+        checked, _ = self._check(message)
+        return self._outgoing(checked, None, None)
+
     def _check(self, message: Message[R]) -> tuple[Message[R], Extras]:
         job_id = message.message_id
         if not envelope.is_job_id(job_id):

@@ -1,0 +1,742 @@
+"""Dead letters: looked up in the index, changed by a walk over the queue.
+
+The queue `<category>.dead` is the truth, the store its index: `search` and `show` read the index. Every
+change is one walk that looks at each letter once, so it finds letters that the index doesn't know, too, and
+what it does is true whatever the index says. Copies of a letter (a crash leaves them) are merged on the way.
+A store that was lost, or is behind, is put right by `reindex`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+
+from callboard import dead_letter, envelope, queues
+from callboard.actor import JobActor
+from callboard.brokers.base import Broker
+from callboard.brokers.driver import Outgoing, StoredMessage, Verdict
+from callboard.dead_letter import DeadLetter
+from callboard.envelope import Headers
+from callboard.errors import JobNotFound, StoreUnavailable, UnknownActor, Unreadable
+from callboard.operations.audit import Audit
+from callboard.payload import masked_json
+from callboard.states import State, order
+from callboard.store.base import Change, Query, Record, Store
+
+log = structlog.get_logger(__name__)
+
+#: Called now and then on a long walk: the queue, how many letters were looked at, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+_RECORD_BATCH = 500
+_AUDITED_IDS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letters:
+    """Which letters: those for which every condition holds that is set. With none, all of them.
+
+    `text` looks into the error and the reason, whatever the case; `since` (at or after) and `until` (before)
+    go by the time of death.
+    """
+
+    ids: Collection[str] = ()
+    categories: Collection[str] = ()
+    actors: Collection[str] = ()
+    fingerprint: str | None = None
+    tags: Collection[str] = ()
+    text: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+    def match(self, letter: LetterSummary) -> bool:
+        """Whether a letter is one of them."""
+        return (
+            (not self.ids or letter.job_id in self.ids)
+            and (not self.categories or letter.category in self.categories)
+            and (not self.actors or letter.actor in self.actors)
+            and (self.fingerprint is None or letter.fingerprint == self.fingerprint)
+            and set(self.tags) <= set(letter.tags)
+            and (self.text is None or self.text.lower() in f"{letter.error}\n{letter.reason}".lower())
+            and (self.since is None or letter.died_at >= self.since)
+            and (self.until is None or letter.died_at < self.until)
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The conditions that are set; of many ids the first hundred."""
+        conditions: dict[str, Any] = {}
+        for name in ("ids", "categories", "actors", "tags"):
+            if values := list(getattr(self, name)):
+                conditions[name] = sorted(values)[:_AUDITED_IDS]
+        for name in ("fingerprint", "text", "since", "until"):
+            if (value := getattr(self, name)) is not None:
+                conditions[name] = value
+        return conditions
+
+    def __str__(self) -> str:
+        conditions = self.as_json()
+        if set(conditions) == {"ids"} and len(self.ids) == 1:
+            return next(iter(self.ids))
+        texts = (f"{k}={','.join(v) if isinstance(v, list) else v}" for k, v in conditions.items())
+        return " ".join(texts) or "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterSummary:
+    """A letter in a line."""
+
+    job_id: str
+    actor: str
+    category: str
+    queue: str  # where a replay goes
+    died_at: float
+    attempts: int
+    reason: str
+    error: str
+    fingerprint: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoryLine:
+    """A line of how a job came to be dead."""
+
+    at: float
+    text: str
+    attempt: int = 0
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterDetails:
+    """A letter with its whole story. `payload` is JSON with its secrets masked."""
+
+    summary: LetterSummary
+    payload: str
+    traceback: str
+    enqueued_at: float | None
+    story: tuple[StoryLine, ...]
+    from_broker: bool = False  # the store didn't know it, so its queue was walked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """The letters that have a fingerprint in common."""
+
+    fingerprint: str
+    actor: str
+    error: str
+    count: int
+    first_at: float
+    last_at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class WalkResult:
+    """What a walk over letters did.
+
+    Attributes:
+        job_ids: The letters that it changed, each once.
+        seen: How many messages it looked at.
+        merged: How many were copies of another, and went.
+        unreadable: How many are no letters; they stayed, or went to quarantine.
+        not_found: Ids that were asked for and that no queue has.
+        past_deadline: Replayed ones whose deadline has passed: they end as expired.
+        recorded: Whether the store has taken it all. If not, its index is behind: see `reindex`.
+        stale: Records that said dead and had no letter; they now say discarded (by `reindex`).
+    """
+
+    job_ids: list[str] = field(default_factory=list)
+    seen: int = 0
+    merged: int = 0
+    unreadable: int = 0
+    not_found: list[str] = field(default_factory=list)
+    past_deadline: int = 0
+    recorded: bool = True
+    stale: int = 0
+
+
+class DeadLetters:
+    """The dead letters of a broker.
+
+    Args:
+        broker: Whose.
+        audit: Where each act is written down.
+    """
+
+    def __init__(self, broker: Broker, audit: Audit) -> None:
+        self._broker = broker
+        self._audit = audit
+
+    # -- reading the index -------------------------------------------------------------------------------
+
+    def search(self, which: Letters | None = None, *, limit: int = 50) -> list[LetterSummary]:
+        """The newest letters that the index knows.
+
+        Raises:
+            StoreUnavailable
+        """
+        which = which or Letters()
+        found: list[LetterSummary] = []
+        for summary in self._indexed(which):
+            found.append(summary)
+            if len(found) >= limit:
+                break
+        return found
+
+    def causes(self, which: Letters | None = None, *, limit: int = 10_000) -> list[Cause]:
+        """The letters that the index knows, by fingerprint; the commonest cause first.
+
+        Args:
+            which: The letters to look at.
+            limit: At most so many letters, the newest ones.
+
+        Raises:
+            StoreUnavailable
+        """
+        groups: dict[str, list[LetterSummary]] = {}
+        for summary in self.search(which, limit=limit):
+            groups.setdefault(summary.fingerprint, []).append(summary)
+        causes = [
+            Cause(
+                fingerprint=fingerprint,
+                actor=letters[0].actor,
+                error=letters[0].error,
+                count=len(letters),
+                first_at=min(letter.died_at for letter in letters),
+                last_at=max(letter.died_at for letter in letters),
+            )
+            for fingerprint, letters in groups.items()
+        ]
+        return sorted(causes, key=lambda cause: (-cause.count, -cause.last_at))
+
+    def counts(self) -> dict[str, int]:
+        """How many letters each category's queue has, copies included.
+
+        Raises:
+            BrokerUnavailable
+        """
+        names = self._queues(())
+        return {
+            name.removesuffix(".dead"): count.ready
+            for name, count in self._broker.driver.counts(names).items()
+            if count.ready
+        }
+
+    def unindexed(self) -> int:
+        """How many letters the queues have that the index doesn't know, as far as numbers can tell.
+
+        Raises:
+            BrokerUnavailable
+            StoreUnavailable
+        """
+        indexed = self._store().count_by_state().get(State.DEAD, 0)
+        return max(0, sum(self.counts().values()) - indexed)
+
+    def show(self, job_id: str) -> LetterDetails:
+        """A letter with its story: from the store, or from its queue if the store doesn't have it.
+
+        Raises:
+            JobNotFound: It is no dead letter, as far as the store and the queues know.
+            BrokerUnavailable: Needed, and away.
+        """
+        try:
+            record = self._store().get(job_id)
+        except StoreUnavailable:
+            record = None
+        if record is not None:
+            if record.state is not State.DEAD:
+                raise JobNotFound(f"job {job_id} is no dead letter: it is {record.state}")
+            return _details_of_record(record)
+        letter = self.find(job_id)
+        if letter is None:
+            raise JobNotFound(f"there is no dead letter {job_id}, neither in the store nor in the queues")
+        return self._details_of_letter(letter)
+
+    def find(self, job_id: str, *, progress: Progress | None = None) -> DeadLetter | None:
+        """A letter by a walk over the queues, whatever the index says."""
+        found: list[DeadLetter] = []
+
+        def look(message: StoredMessage) -> Verdict:
+            if (letter := _read(message)) is not None and letter.job_id == job_id:
+                found.append(letter)
+            return Verdict.KEEP
+
+        for name in self._queues(()):
+            if self._broker.driver.counts([name])[name].ready:
+                self._walk(name, look, progress)
+        return max(found, key=lambda letter: letter.death, default=None)
+
+    # -- changes -----------------------------------------------------------------------------------------
+
+    def replay(
+        self,
+        which: Letters,
+        *,
+        payload: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> WalkResult:
+        """Send letters back to where they came from, with all their attempts before them.
+
+        The original bytes are sent, with their signature. A mended payload makes a new body for the same
+        job: it is checked by the actor and signed anew.
+
+        Args:
+            which: The letters.
+            payload: Instead of the arguments that one letter has; only with a single id.
+            progress: See `Progress`.
+
+        Raises:
+            InvalidPayload: The mended payload doesn't fit the actor. Nothing was changed.
+            UnknownActor: The actor that should check the mended payload isn't declared here.
+            BrokerUnavailable: Some letters may have been replayed; none is lost.
+        """
+        if payload is not None and len(which.ids) != 1:
+            raise ValueError("a mended payload is for one letter: give one id")
+        mended = self._mend(next(iter(which.ids)), payload) if payload is not None else None
+        now = self._broker.clock()
+        cancelled = self._cancelled()
+        replayed: list[DeadLetter] = []
+        result = WalkResult()
+
+        def decide(letter: DeadLetter) -> Outgoing:
+            replayed.append(letter)
+            if _is_past_deadline(letter, now):
+                result.past_deadline += 1
+            if letter.job_id in cancelled:
+                self._forget_cancel(letter.job_id)
+            return _replayed(letter, now, mended)
+
+        self._change(which, decide, result, progress)
+        verb = "replayed with a mended payload" if payload is not None else "replayed"
+        result.recorded = self._record(
+            Change(
+                job_id=letter.job_id,
+                order=order(letter.headers.hop + 1, State.QUEUED),
+                state=State.QUEUED,
+                at=now,
+                actor=letter.actor,
+                category=queues.category_of(letter.queue),
+                queue=letter.queue,
+                priority=int(queues.priority_of(letter.queue)),
+                tags=tuple(letter.tags) or None,
+                payload=self._masked(letter.actor, payload) if payload is not None else None,
+                enqueued_at=letter.enqueued_at or None,
+                attempt=0,
+                reason="",
+                event=f"{verb} by {self._audit.who}",
+            )
+            for letter in replayed
+        )
+        if result.job_ids:
+            details = {**which.as_json(), "mended": True} if payload is not None else which.as_json()
+            self._audit.done("dead.replay", str(which), count=len(result.job_ids), **details)
+        return result
+
+    def discard(self, which: Letters, *, reason: str = "", progress: Progress | None = None) -> WalkResult:
+        """Throw letters away. It is audited before and after.
+
+        Raises:
+            StoreUnavailable: It can't be audited, so nothing was thrown away.
+            BrokerUnavailable: Some may have been thrown away; the audit says that it was begun.
+        """
+        self._audit.announce("dead.discard", str(which), **which.as_json())
+        now = self._broker.clock()
+        discarded: list[DeadLetter] = []
+        result = WalkResult()
+
+        def decide(letter: DeadLetter) -> Verdict:
+            discarded.append(letter)
+            return Verdict.DISCARD
+
+        self._change(which, decide, result, progress)
+        text = f"discarded by {self._audit.who}" + (f": {reason}" if reason else "")
+        result.recorded = self._record(
+            Change(
+                job_id=letter.job_id,
+                order=order(letter.headers.hop, State.DISCARDED),
+                state=State.DISCARDED,
+                at=now,
+                actor=letter.actor,
+                category=queues.category_of(letter.queue),
+                queue=letter.queue,
+                finished_at=now,
+                reason=text,
+                event=text,
+            )
+            for letter in discarded
+        )
+        self._audit.done(
+            "dead.discard",
+            str(which),
+            count=len(result.job_ids),
+            reason=reason,
+            job_ids=result.job_ids[:_AUDITED_IDS],
+        )
+        return result
+
+    def reindex(self, categories: Collection[str] = (), *, progress: Progress | None = None) -> WalkResult:
+        """Make the index what the queues are: read every letter into it, and settle records without a letter.
+
+        What is no letter goes to quarantine.
+
+        Raises:
+            StoreUnavailable
+            BrokerUnavailable
+        """
+        started = self._broker.clock()
+        result = WalkResult()
+        store = self._store()
+        names = self._queues(categories)
+        for name in names:
+            batch: list[Change] = []
+            seen: set[tuple[str, int]] = set()
+
+            def look(
+                message: StoredMessage,
+                batch: list[Change] = batch,
+                seen: set[tuple[str, int]] = seen,
+            ) -> Outgoing | Verdict:
+                result.seen += 1
+                letter = _read(message)
+                if letter is None:
+                    result.unreadable += 1
+                    return _quarantined(message, started)
+                if (letter.job_id, letter.death) in seen:
+                    result.merged += 1
+                    return Verdict.DISCARD
+                seen.add((letter.job_id, letter.death))
+                result.job_ids.append(letter.job_id)
+                batch.append(self._indexing(letter))
+                if len(batch) >= _RECORD_BATCH:
+                    store.write(batch)
+                    batch.clear()
+                return Verdict.KEEP
+
+            self._walk(name, look, progress)
+            store.write(batch)
+            result.stale += self._settle_stale(
+                name.removesuffix(".dead"), {job_id for job_id, _ in seen}, started
+            )
+        self._audit.done(
+            "dead.reindex",
+            ",".join(sorted(categories)) or "all",
+            count=len(result.job_ids),
+            stale=result.stale,
+            merged=result.merged,
+            unreadable=result.unreadable,
+        )
+        return result
+
+    # -- the walk ----------------------------------------------------------------------------------------
+
+    def _change(
+        self,
+        which: Letters,
+        decide: Callable[[DeadLetter], Outgoing | Verdict],
+        result: WalkResult,
+        progress: Progress | None,
+    ) -> None:
+        """Walk where the letters may lie, and decide about each once."""
+        wanted = set(which.ids)
+        for name in self._queues_of(which):
+            seen: set[tuple[str, int]] = set()
+
+            def look(message: StoredMessage, seen: set[tuple[str, int]] = seen) -> Outgoing | Verdict:
+                result.seen += 1
+                letter = _read(message)
+                if letter is None:
+                    result.unreadable += 1
+                    return Verdict.KEEP
+                if (letter.job_id, letter.death) in seen:
+                    result.merged += 1
+                    return Verdict.DISCARD
+                seen.add((letter.job_id, letter.death))
+                if not which.match(summary_of(letter)):
+                    return Verdict.KEEP
+                result.job_ids.append(letter.job_id)
+                return decide(letter)
+
+            self._walk(name, look, progress)
+        result.not_found = sorted(wanted - set(result.job_ids))
+
+    def _walk(
+        self, name: str, look: Callable[[StoredMessage], Outgoing | Verdict], progress: Progress | None
+    ) -> None:
+        tell = None if progress is None else lambda seen, total: progress(name, seen, total)
+        self._broker.driver.walk(name, look, progress=tell)
+
+    def _queues(self, categories: Collection[str]) -> list[str]:
+        if categories:
+            return [queues.dead_queue(category) for category in sorted(categories)]
+        return [name for name in self._broker.driver.queues() if name.endswith(".dead")]
+
+    def _queues_of(self, which: Letters) -> list[str]:
+        """The queues to walk over: those of the ids, where the store knows them all."""
+        if which.categories or not which.ids:
+            return self._queues(which.categories)
+        categories = set()
+        try:
+            for job_id in which.ids:
+                record = self._store().get(job_id)
+                if record is None or not record.category:
+                    return self._queues(())
+                categories.add(record.category)
+        except StoreUnavailable:
+            return self._queues(())
+        return self._queues(categories)
+
+    # -- mending -----------------------------------------------------------------------------------------
+
+    def _mend(self, job_id: str, payload: Mapping[str, Any]) -> Outgoing:
+        """The letter's message with other arguments, checked and signed."""
+        letter = self.find(job_id)
+        if letter is None:
+            raise JobNotFound(f"there is no dead letter {job_id}")
+        if letter.actor not in self._broker.actors:
+            raise UnknownActor(letter.actor, self._broker.actors)
+        message = envelope.decode(letter.original, max_bytes=len(letter.original))
+        object.__setattr__(message, "queue_name", letter.queue)
+        return self._broker.prepare(message.copy(args=(), kwargs=dict(payload)))
+
+    # -- the index ---------------------------------------------------------------------------------------
+
+    def _indexed(self, which: Letters) -> Iterable[LetterSummary]:
+        store = self._store()
+        if which.ids:
+            records = [record for job_id in sorted(which.ids) if (record := store.get(job_id)) is not None]
+            yield from self._matching(records, which)
+            return
+        query = Query(
+            states=[State.DEAD],
+            categories=list(which.categories),
+            actors=list(which.actors),
+            tags=list(which.tags),
+            fingerprint=which.fingerprint,
+            text=which.text,
+            limit=_RECORD_BATCH,
+        )
+        while True:
+            page = store.search(query)
+            yield from self._matching(page.records, which)
+            if page.next is None:
+                return
+            query.after = page.next
+
+    @staticmethod
+    def _matching(records: Iterable[Record], which: Letters) -> Iterable[LetterSummary]:
+        for record in records:
+            if record.state is State.DEAD and which.match(summary := summary_of_record(record)):
+                yield summary
+
+    def _record(self, changes: Iterable[Change]) -> bool:
+        """Write what was done into the index; False if the store couldn't take it."""
+        if self._broker.store is None:
+            return False
+        written = list(changes)
+        try:
+            for start in range(0, len(written), _RECORD_BATCH):
+                self._broker.store.write(written[start : start + _RECORD_BATCH])
+        except StoreUnavailable as error:
+            log.warning("the index of dead letters is behind: the store is away", error=str(error))
+            return False
+        return True
+
+    def _indexing(self, letter: DeadLetter) -> Change:
+        last = letter.attempts[-1] if letter.attempts else None
+        return Change(
+            job_id=letter.job_id,
+            order=order(letter.headers.hop, State.DEAD),
+            state=State.DEAD,
+            at=letter.died_at,
+            actor=letter.actor,
+            category=queues.category_of(letter.queue),
+            queue=letter.queue,
+            priority=int(queues.priority_of(letter.queue)),
+            tags=tuple(letter.tags) or None,
+            payload=self._masked_original(letter),
+            enqueued_at=letter.enqueued_at or None,
+            finished_at=letter.died_at,
+            attempt=last.attempt if last is not None else letter.headers.attempt,
+            error_type=last.type if last is not None else None,
+            error=last.message if last is not None else None,
+            traceback=letter.traceback,
+            fingerprint=letter.fingerprint,
+            reason=letter.reason,
+        )
+
+    def _settle_stale(self, category: str, alive: set[str], before: float) -> int:
+        """Records that say dead although the queue has no such letter any more: a walk that broke off
+        had thrown it away."""
+        stale = [
+            record
+            for record in self._records(category)
+            if record.job_id not in alive and record.updated_at < before
+        ]
+        text = "discarded: its letter was no longer in the queue when that was indexed"
+        self._store().write(
+            [
+                Change(
+                    job_id=record.job_id,
+                    order=order(record.order // 16, State.DISCARDED),
+                    state=State.DISCARDED,
+                    at=before,
+                    finished_at=before,
+                    reason=text,
+                    event=text,
+                )
+                for record in stale
+            ]
+        )
+        return len(stale)
+
+    def _records(self, category: str) -> Sequence[Record]:
+        records: list[Record] = []
+        query = Query(states=[State.DEAD], categories=[category], limit=_RECORD_BATCH)
+        while True:
+            page = self._store().search(query)
+            records += page.records
+            if page.next is None:
+                return records
+            query.after = page.next
+
+    # -- the rest ----------------------------------------------------------------------------------------
+
+    def _store(self) -> Store:
+        if self._broker.store is None:
+            raise StoreUnavailable("this broker has no store, so it has no index of dead letters")
+        return self._broker.store
+
+    def _cancelled(self) -> Collection[str]:
+        try:
+            control = self._broker.store.control() if self._broker.store is not None else None
+        except StoreUnavailable:
+            return ()
+        return control.cancelled if control is not None else ()
+
+    def _forget_cancel(self, job_id: str) -> None:
+        """A replayed job is wanted again, whatever was asked before it died."""
+        try:
+            if self._broker.store is not None:
+                self._broker.store.forget_cancel(job_id)
+        except StoreUnavailable as error:
+            log.warning("cancellation not forgotten", job_id=job_id, error=str(error))
+
+    def _details_of_letter(self, letter: DeadLetter) -> LetterDetails:
+        return LetterDetails(
+            summary=summary_of(letter),
+            payload=self._masked_original(letter),
+            traceback=letter.traceback,
+            enqueued_at=letter.enqueued_at or None,
+            story=tuple(
+                StoryLine(
+                    at=failed.at,
+                    text=f"attempt {failed.attempt} failed: {failed.type}: {failed.message}",
+                    attempt=failed.attempt,
+                    worker=failed.worker,
+                )
+                for failed in letter.attempts
+            ),
+            from_broker=True,
+        )
+
+    def _masked_original(self, letter: DeadLetter) -> str:
+        try:
+            message = envelope.decode(letter.original, max_bytes=len(letter.original))
+        except Unreadable:
+            return ""
+        if message.args:
+            return masked_json({"args": message.args, "kwargs": message.kwargs})
+        return self._masked(letter.actor, message.kwargs)
+
+    def _masked(self, actor_name: str, kwargs: Mapping[str, Any]) -> str:
+        actor = self._broker.actors.get(actor_name)
+        return actor.payload.masked(kwargs) if isinstance(actor, JobActor) else masked_json(kwargs)
+
+
+def summary_of(letter: DeadLetter) -> LetterSummary:
+    """A letter in a line, from itself."""
+    return LetterSummary(
+        job_id=letter.job_id,
+        actor=letter.actor,
+        category=queues.category_of(letter.queue),
+        queue=letter.queue,
+        died_at=letter.died_at,
+        attempts=letter.attempts[-1].attempt if letter.attempts else letter.headers.attempt,
+        reason=letter.reason,
+        error=letter.error,
+        fingerprint=letter.fingerprint,
+        tags=tuple(letter.tags),
+    )
+
+
+def summary_of_record(record: Record) -> LetterSummary:
+    """A letter in a line, from the index."""
+    error = f"{record.error_type}: {record.error}" if record.error_type else record.error
+    return LetterSummary(
+        job_id=record.job_id,
+        actor=record.actor,
+        category=record.category,
+        queue=record.queue,
+        died_at=record.finished_at or record.updated_at,
+        attempts=record.attempt,
+        reason=record.reason,
+        error=error or record.reason,
+        fingerprint=record.fingerprint,
+        tags=record.tags,
+    )
+
+
+def _details_of_record(record: Record) -> LetterDetails:
+    return LetterDetails(
+        summary=summary_of_record(record),
+        payload=record.payload,
+        traceback=record.traceback,
+        enqueued_at=record.enqueued_at,
+        story=tuple(
+            StoryLine(at=event.at, text=event.text, attempt=event.attempt, worker=event.worker)
+            for event in record.events
+        ),
+    )
+
+
+def _read(message: StoredMessage) -> DeadLetter | None:
+    try:
+        return dead_letter.decode(message.body)
+    except Unreadable:
+        return None
+
+
+def _replayed(letter: DeadLetter, now: float, mended: Outgoing | None) -> Outgoing:
+    """The message that a replay sends: a new life with all attempts, that remembers the errors."""
+    old = letter.headers
+    headers = Headers(
+        hop=old.hop + 1,
+        errors=list(letter.attempts),
+        deaths=letter.death,
+        replayed_at=now,
+        signature=old.signature if mended is None else envelope.decode_headers(mended.headers).signature,
+    )
+    body = letter.original if mended is None else mended.body
+    return Outgoing(letter.queue, body, letter.job_id, envelope.encode_headers(headers))
+
+
+def _is_past_deadline(letter: DeadLetter, now: float) -> bool:
+    """Whether the job says that it must not start any more."""
+    try:
+        options = msgspec.json.decode(letter.original).get("options", {})
+        expires = envelope.extras_of(options).expires
+    except (msgspec.DecodeError, Unreadable, AttributeError, TypeError):
+        return False
+    return expires is not None and now > expires
+
+
+def _quarantined(message: StoredMessage, now: float) -> Outgoing:
+    headers = Headers(
+        state="quarantined", ready_at=now, reason=f"from {message.queue}: this is no dead letter"
+    )
+    return Outgoing(queues.QUARANTINE, message.body, "", envelope.encode_headers(headers))

@@ -1,0 +1,231 @@
+"""The quarantine: messages that can't be read or trusted, kept for somebody to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+
+from callboard import envelope, queues
+from callboard.brokers.base import RECEIVE_LIMIT, Broker
+from callboard.brokers.driver import Outgoing, StoredMessage, Verdict
+from callboard.envelope import Headers
+from callboard.errors import InvalidPayload, JobNotFound, NotPossible, Unreadable
+from callboard.operations.audit import Audit
+from callboard.payload import masked_json
+
+_SHOWN_BYTES = 4_000
+_ORIGIN = re.compile(r"from (?P<queue>\S+): (?P<reason>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A message in quarantine.
+
+    Attributes:
+        id: Twelve hexadecimal digits over what it is: such messages have no id of their own.
+        queue: Where it came from, or '' if that isn't known.
+        reason: Why it is here.
+        size: Of its body, in bytes.
+        body: The body's beginning, for people; secrets are masked where it is JSON.
+        copies: How many messages are exactly like this one.
+    """
+
+    id: str
+    queue: str
+    reason: str
+    since: float | None
+    size: int
+    body: str
+    copies: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class QuarantineResult:
+    """What was done: the ids, how many messages, and which ids weren't there."""
+
+    ids: list[str] = field(default_factory=list)
+    count: int = 0
+    not_found: list[str] = field(default_factory=list)
+
+
+class Quarantine:
+    """The quarantine of a broker.
+
+    Args:
+        broker: Whose.
+        audit: Where each act is written down.
+    """
+
+    def __init__(self, broker: Broker, audit: Audit) -> None:
+        self._broker = broker
+        self._audit = audit
+
+    def search(self, *, limit: int = 50) -> list[Suspect]:
+        """What lies there, the oldest first. Reads the queue, for no index has it.
+
+        Raises:
+            BrokerUnavailable
+        """
+        suspects: dict[str, Suspect] = {}
+        for message in self._broker.driver.peek(queues.QUARANTINE, limit):
+            suspect = _suspect(message)
+            if (known := suspects.get(suspect.id)) is not None:
+                suspect = replace(known, copies=known.copies + 1)
+            suspects[suspect.id] = suspect
+        return list(suspects.values())
+
+    def show(self, suspect_id: str) -> Suspect:
+        """One message.
+
+        Raises:
+            JobNotFound
+            BrokerUnavailable
+        """
+        found: list[Suspect] = []
+
+        def look(message: StoredMessage) -> Verdict:
+            if identity(message) == suspect_id:
+                found.append(_suspect(message))
+            return Verdict.KEEP
+
+        self._broker.driver.walk(queues.QUARANTINE, look)
+        if not found:
+            raise JobNotFound(f"there is no message {suspect_id} in quarantine")
+        return replace(found[0], copies=len(found))
+
+    def discard(
+        self,
+        ids: Collection[str] | None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> QuarantineResult:
+        """Throw messages away, or with None all. It is audited before and after.
+
+        Raises:
+            StoreUnavailable: It can't be audited, so nothing was thrown away.
+            BrokerUnavailable
+        """
+        target = "all" if ids is None else ",".join(sorted(ids)[:100])
+        self._audit.announce("quarantine.discard", target)
+        result = QuarantineResult()
+
+        def decide(message: StoredMessage) -> Verdict:
+            suspect_id = identity(message)
+            if ids is not None and suspect_id not in ids:
+                return Verdict.KEEP
+            result.count += 1
+            if suspect_id not in result.ids:
+                result.ids.append(suspect_id)
+            return Verdict.DISCARD
+
+        self._broker.driver.walk(queues.QUARANTINE, decide, progress=progress)
+        result.not_found = sorted(set(ids or ()) - set(result.ids))
+        self._audit.done("quarantine.discard", target, count=result.count)
+        return result
+
+    def replay(self, suspect_id: str) -> str:
+        """Vouch for a message: check it, sign it anew and send it to the queue it came from.
+
+        For messages that were honest and came in an evil hour: while the keys didn't match, or a worker was
+        too old for them. Returns the job's id.
+
+        Raises:
+            JobNotFound
+            NotPossible: It can't be read, or it isn't known where it came from.
+            InvalidPayload: Its payload doesn't fit its actor.
+            BrokerUnavailable
+        """
+        outgoing = self._vouched(self._find(suspect_id))
+        moved: list[str] = []
+
+        def decide(message: StoredMessage) -> Outgoing | Verdict:
+            if identity(message) != suspect_id or moved:
+                return Verdict.KEEP
+            moved.append(suspect_id)
+            return outgoing
+
+        self._broker.driver.walk(queues.QUARANTINE, decide)
+        if not moved:
+            raise JobNotFound(f"there is no message {suspect_id} in quarantine any more")
+        self._audit.done("quarantine.replay", suspect_id, job_id=outgoing.job_id, queue=outgoing.queue)
+        return outgoing.job_id
+
+    def _find(self, suspect_id: str) -> StoredMessage:
+        found: list[StoredMessage] = []
+
+        def look(message: StoredMessage) -> Verdict:
+            if not found and identity(message) == suspect_id:
+                found.append(message)
+            return Verdict.KEEP
+
+        self._broker.driver.walk(queues.QUARANTINE, look)
+        if not found:
+            raise JobNotFound(f"there is no message {suspect_id} in quarantine")
+        return found[0]
+
+    def _vouched(self, message: StoredMessage) -> Outgoing:
+        queue, _ = _origin(message)
+        if not queue or queue.endswith(".dead"):
+            raise NotPossible(
+                "it isn't known which queue of jobs the message came from; it can only be discarded"
+            )
+        try:
+            decoded = envelope.decode(message.body, max_bytes=RECEIVE_LIMIT)
+        except Unreadable as error:
+            raise NotPossible(
+                f"the message can't be sent again: {error}; it can only be discarded"
+            ) from error
+        object.__setattr__(decoded, "queue_name", queue)
+        try:
+            return self._broker.prepare(decoded)
+        except InvalidPayload as error:
+            raise NotPossible(f"the message can't be sent again: {error}") from error
+
+
+def identity(message: StoredMessage) -> str:
+    """Twelve hexadecimal digits that stand for a message."""
+    return hashlib.sha256(message.headers + b"\0" + message.body).hexdigest()[:12]
+
+
+def _headers(message: StoredMessage) -> Headers:
+    try:
+        return envelope.decode_headers(message.headers)
+    except Unreadable:
+        return Headers()
+
+
+def _origin(message: StoredMessage) -> tuple[str, str]:
+    """The queue it came from, and why it is here."""
+    reason = _headers(message).reason
+    match = _ORIGIN.fullmatch(reason)
+    return (match["queue"], match["reason"]) if match is not None else ("", reason)
+
+
+def _suspect(message: StoredMessage) -> Suspect:
+    queue, reason = _origin(message)
+    return Suspect(
+        id=identity(message),
+        queue=queue,
+        reason=reason,
+        since=_headers(message).ready_at,
+        size=len(message.body),
+        body=_readable(message.body),
+    )
+
+
+def _readable(body: bytes) -> str:
+    try:
+        decoded = envelope.decode(body, max_bytes=RECEIVE_LIMIT)
+    except Unreadable:
+        text = body[:_SHOWN_BYTES].decode(errors="replace")
+        return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+    return masked_json(
+        {
+            "actor": decoded.actor_name,
+            "id": decoded.message_id,
+            "args": decoded.args,
+            "kwargs": decoded.kwargs,
+        }
+    )[:_SHOWN_BYTES]

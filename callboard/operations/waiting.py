@@ -1,0 +1,242 @@
+"""Queues: how full they are, who consumes them; pausing, resuming and purging them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import structlog
+
+from callboard import envelope, queues
+from callboard.brokers.base import RECEIVE_LIMIT, Broker
+from callboard.brokers.driver import StoredMessage, Verdict
+from callboard.errors import NotPossible, QueueNotFound, StoreUnavailable, Unreadable
+from callboard.operations.audit import Audit
+from callboard.operations.why import can_locate, is_job_queue
+from callboard.states import State, order
+from callboard.store.base import Change, Heartbeat, Query, Record, Store
+
+log = structlog.get_logger(__name__)
+
+_RECORD_BATCH = 500
+_WAITING = (State.QUEUED, State.SCHEDULED, State.RETRYING, State.SNOOZED, State.PARKED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """A queue of jobs, of dead letters, or the quarantine.
+
+    Attributes:
+        kind: 'jobs', 'dead' or 'quarantine'.
+        ready: What can be claimed now.
+        claimed: What workers hold.
+        delayed: What isn't due yet; None where the broker can't tell.
+        consumers: How many workers consume it, as far as the broker or the signs of life tell.
+        paused: None where the store can't be asked.
+    """
+
+    name: str
+    kind: str
+    category: str
+    priority: str
+    ready: int
+    claimed: int
+    delayed: int | None
+    consumers: int
+    paused: bool | None
+
+
+@dataclass(slots=True, kw_only=True)
+class PurgeResult:
+    """What a purge threw away: how many messages, and whether the store has taken it all."""
+
+    queue: str
+    count: int
+    recorded: bool = True
+
+
+class Queues:
+    """The queues of a broker.
+
+    Args:
+        broker: Whose.
+        audit: Where each act is written down.
+    """
+
+    def __init__(self, broker: Broker, audit: Audit) -> None:
+        self._broker = broker
+        self._audit = audit
+
+    def search(self, pattern: str = "*") -> list[QueueStatus]:
+        """The queues whose names fit a pattern such as `email.*`; by category, then by priority.
+
+        Raises:
+            BrokerUnavailable
+        """
+        names = [name for name in self._names() if fnmatchcase(name, pattern)]
+        counts = self._broker.driver.counts(names)
+        paused, workers = self._control()
+        statuses = []
+        for name in names:
+            count = counts[name]
+            kind = "jobs" if is_job_queue(name) else "quarantine" if name == queues.QUARANTINE else "dead"
+            category, priority = queues.split(name) if kind == "jobs" else (name.removesuffix(".dead"), None)
+            statuses.append(
+                QueueStatus(
+                    name=name,
+                    kind=kind,
+                    category="" if kind == "quarantine" else category,
+                    priority=priority.word if priority is not None else "",
+                    ready=count.ready,
+                    claimed=count.claimed,
+                    delayed=count.delayed,
+                    consumers=max(count.consumers, sum(name in worker.queues for worker in workers)),
+                    paused=None if paused is None else name in paused,
+                )
+            )
+        return sorted(statuses, key=_place)
+
+    def pause(self, pattern: str) -> list[str]:
+        """Ask workers to claim nothing more from the queues that fit; what runs goes on. Returns their names.
+
+        Raises:
+            QueueNotFound
+            StoreUnavailable
+        """
+        names = self._matching(pattern)
+        for name in names:
+            self._store().pause(name)
+        self._audit.done("queues.pause", pattern, count=len(names), queues=names)
+        return names
+
+    def resume(self, pattern: str) -> list[str]:
+        """Undo `pause`, for the paused queues that fit. Returns their names.
+
+        Raises:
+            QueueNotFound
+            StoreUnavailable
+        """
+        control = self._store().control()
+        paused = control.paused if control is not None else frozenset()
+        # Also a paused queue that no driver knows any more.
+        names = sorted(name for name in paused if fnmatchcase(name, pattern)) or self._matching(pattern)
+        for name in names:
+            self._store().resume(name)
+        self._audit.done("queues.resume", pattern, count=len(names), queues=names)
+        return names
+
+    def purge(self, name: str, *, progress: Callable[[int, int], None] | None = None) -> PurgeResult:
+        """Throw away the jobs that wait in a queue; those that run go on. It is audited before and after,
+        and the records of the jobs say so.
+
+        On RabbitMQ, what isn't due yet stays.
+
+        Raises:
+            QueueNotFound
+            NotPossible: It is no queue of jobs.
+            StoreUnavailable: It can't be audited, so nothing was thrown away.
+            BrokerUnavailable: Some may have been thrown away; the audit says that it was begun.
+        """
+        if not is_job_queue(name):
+            command = "quarantine discard" if name == queues.QUARANTINE else "dead discard"
+            raise NotPossible(f"'{name}' holds no waiting jobs; use 'callboard {command}'")
+        if name not in self._names():
+            raise self._not_found(name)
+        self._audit.announce("queues.purge", name)
+        now, text = self._broker.clock(), f"purged from {name} by {self._audit.who}"
+        gone: list[tuple[str, int]] = []  # id, order
+
+        def throw_away(message: StoredMessage) -> Verdict:
+            if (known := _identity(message)) is not None:
+                gone.append(known)
+            return Verdict.DISCARD
+
+        # Not `driver.purge` at once: that doesn't tell which jobs it drops.
+        report = self._broker.driver.walk(name, throw_away, progress=progress)
+        count = report.discarded + self._broker.driver.purge(name)
+        result = PurgeResult(queue=name, count=count)
+        try:
+            gone += [(r.job_id, order(r.order // 16, State.DISCARDED)) for r in self._vanished(name, now)]
+            self._record(gone, now, text)
+        except StoreUnavailable as error:
+            log.warning("the records of purged jobs are behind: the store is away", error=str(error))
+            result.recorded = False
+        self._audit.done("queues.purge", name, count=count)
+        return result
+
+    def _vanished(self, name: str, now: float) -> list[Record]:
+        """The records of jobs that were to wait in the queue and that the broker doesn't have any more: the
+        delayed ones. Only where the broker can look them up."""
+        driver, found = self._broker.driver, []
+        if not can_locate(driver):
+            return []
+        query = Query(states=_WAITING, queues=[name], limit=_RECORD_BATCH)
+        while True:
+            page = self._store().search(query)
+            found += [r for r in page.records if r.updated_at <= now and driver.locate(r.job_id) is None]
+            if page.next is None:
+                return found
+            query.after = page.next
+
+    def _record(self, gone: list[tuple[str, int]], now: float, text: str) -> None:
+        orders: dict[str, int] = {}
+        for job_id, newest in gone:
+            orders[job_id] = max(newest, orders.get(job_id, 0))
+        changes = [
+            Change(
+                job_id=job_id,
+                order=newest,
+                state=State.DISCARDED,
+                at=now,
+                finished_at=now,
+                reason=text,
+                event=text,
+            )
+            for job_id, newest in orders.items()
+        ]
+        for start in range(0, len(changes), _RECORD_BATCH):
+            self._store().write(changes[start : start + _RECORD_BATCH])
+
+    # -- the rest ----------------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        return self._broker.driver.queues()
+
+    def _matching(self, pattern: str) -> list[str]:
+        names = [n for n in self._names() if is_job_queue(n) and fnmatchcase(n, pattern)]
+        if not names:
+            raise self._not_found(pattern)
+        return names
+
+    def _not_found(self, name: str) -> QueueNotFound:
+        return QueueNotFound(name, (known for known in self._names() if is_job_queue(known)))
+
+    def _control(self) -> tuple[frozenset[str] | None, list[Heartbeat]]:
+        if self._broker.store is None:
+            return None, []
+        try:
+            control = self._broker.store.control()
+            return control.paused if control is not None else frozenset(), self._broker.store.workers()
+        except StoreUnavailable:
+            return None, []
+
+    def _store(self) -> Store:
+        if self._broker.store is None:
+            raise StoreUnavailable("this broker has no store, so nothing can be asked of its workers")
+        return self._broker.store
+
+
+def _place(status: QueueStatus) -> tuple[int, str, int, str]:
+    kind = ("jobs", "dead", "quarantine").index(status.kind)
+    return (kind, status.category, int(queues.priority_of(status.name)), status.name)
+
+
+def _identity(message: StoredMessage) -> tuple[str, int] | None:
+    """A waiting job's id, and the order of the record that says it is discarded."""
+    try:
+        decoded = envelope.decode(message.body, max_bytes=RECEIVE_LIMIT)
+        hop = envelope.decode_headers(message.headers).hop
+    except Unreadable:
+        return None
+    return decoded.message_id, order(hop, State.DISCARDED)
