@@ -76,8 +76,8 @@ def open_storage(url: str) -> Storage:
     if scheme == "file" and rest and not rest.startswith("//"):
         return LocalStorage(Path(rest))
     raise SettingsError(
-        f"CALLBOARD_STORAGE_URL: '{scheme}:' at the head of '{url}' is no storage; "
-        "it is file:FOLDER, file:///FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+        f"CALLBOARD_STORAGE_URL: '{scheme}:' is no storage; it is file:FOLDER, file:///FOLDER, "
+        "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from callboard.errors import MissingExtra, SettingsError
 from services.storage.base import (
@@ -44,6 +46,8 @@ class CloudStorage(Storage):
             SettingsError: the URL is malformed.
         """
         scheme = url.partition(":")[0]
+        if urlsplit(url).username is not None:
+            raise SettingsError("CALLBOARD_STORAGE_URL: credentials belong into the cloud's own variables")
         try:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
@@ -116,12 +120,30 @@ class CloudStorage(Storage):
     def _failing(self, action: str, key: str) -> Iterator[None]:
         from obstore.exceptions import BaseError
 
+        _refuse_after_fork()
         try:
             yield
         except FileNotFoundError as error:
+            if action == "write":
+                raise StorageUnavailable(f"can't write '{key}': {self} doesn't exist") from error
             raise ObjectNotFound(key, str(self)) from error
         except (BaseError, OSError, ValueError) as error:
             raise StorageUnavailable(f"can't {action} '{key}' in {self}: {_first_line(error)}") from error
+
+
+_used_by: int | None = None
+
+
+def _refuse_after_fork() -> None:
+    """obstore's threads don't come along into a forked child, where a call would wait for them for ever."""
+    global _used_by
+    if _used_by is None:
+        _used_by = os.getpid()
+    if _used_by != os.getpid():
+        raise StorageUnavailable(
+            f"cloud storage was used before process {os.getpid()} was forked, and can't be used after: "
+            "fork before its first use, or start the process anew"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -330,6 +330,15 @@ def test_a_url_of_another_kind_is_refused_with_the_ones_that_work(url: str) -> N
         open_storage(url)
 
 
+@pytest.mark.parametrize("url", ["s3://", "s3://id:secret@bucket", "az://container"])
+def test_a_malformed_cloud_url_is_refused_without_showing_secrets(url: str) -> None:
+    pytest.importorskip("obstore")
+
+    with pytest.raises(SettingsError, match="CALLBOARD_STORAGE_URL") as raised:
+        open_storage(url)
+    assert "secret" not in str(raised.value)
+
+
 def test_a_cloud_storage_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
@@ -353,6 +362,23 @@ def test_a_bucket_that_cant_be_reached_is_no_permanent_error(monkeypatch: pytest
         CloudStorage(store, name="s3://bucket").put("a", b"1")
     assert not isinstance(raised.value, Permanent)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_is_told_that_it_cant_use_its_parents_cloud_storage() -> None:
+    files = CloudStorage(pytest.importorskip("obstore.store").MemoryStore(), name="memory")
+    files.put("a", b"1")
+
+    child = os.fork()
+    if child == 0:
+        try:
+            files.read("a")
+        except StorageUnavailable as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        finally:
+            os._exit(2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_the_functions_use_the_storage_of_the_settings(
