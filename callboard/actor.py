@@ -103,7 +103,7 @@ class JobActor(dramatiq.Actor[P, R]):
         Raises:
             ValueError: If the options contradict each other, or lie outside their limits.
         """
-        return Sending(self, _options(priority, delay, at, expires, unique, tags, job_id))
+        return Sending(self, send_options(priority, delay, at, expires, unique, tags, job_id))
 
     def message_with_options(
         self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **options: Any
@@ -118,12 +118,12 @@ class JobActor(dramatiq.Actor[P, R]):
         Raises:
             InvalidPayload: If the arguments don't fit.
         """
-        return self._message(_Options(), args, kwargs)
+        return self._message(SendOptions(), args, kwargs)
 
     def partial(self, **fields: Any) -> Message[R]:
         """A message with some of the arguments, to be completed by the result of the job before it in a
         pipeline. It is checked when it is complete."""
-        return self._message(_Options(), (), fields, check=False)
+        return self._message(SendOptions(), (), fields, check=False)
 
     def send(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """Queue a job. When this returns, the job is safe; its id is the message's `message_id`.
@@ -133,11 +133,11 @@ class JobActor(dramatiq.Actor[P, R]):
             NotQueued: Nothing was queued.
             FateUnknown: The job may or may not be queued.
         """
-        return self._send(_Options(), args, kwargs)
+        return self._send(SendOptions(), args, kwargs)
 
     async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """`send` without blocking the event loop."""
-        return await asyncio.to_thread(self._send, _Options(), args, kwargs)
+        return await asyncio.to_thread(self._send, SendOptions(), args, kwargs)
 
     def send_many(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """Queue many jobs in one go; all are safe when this returns.
@@ -149,21 +149,21 @@ class JobActor(dramatiq.Actor[P, R]):
             InvalidPayload: One doesn't fit. None was queued.
             PartlySent: Some were not queued; the error has their ids.
         """
-        return self._send_many(_Options(), payloads)
+        return self._send_many(SendOptions(), payloads)
 
     async def send_many_async(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """`send_many` without blocking the event loop."""
-        return await asyncio.to_thread(self._send_many, _Options(), payloads)
+        return await asyncio.to_thread(self._send_many, SendOptions(), payloads)
 
     # -- the common way of all sends -----------------------------------------------------------------------
 
-    def _send(self, options: _Options, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Message[R]:
+    def _send(self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Message[R]:
         message = self._message(options, args, kwargs, check=False)
         sent: Message[R] = self.broker.enqueue(message, delay=options.wait())
         return sent
 
     def _send_many(
-        self, options: _Options, payloads: Iterable[Mapping[str, Any] | BaseModel]
+        self, options: SendOptions, payloads: Iterable[Mapping[str, Any] | BaseModel]
     ) -> list[Message[R]]:
         messages = [
             self._message(options, (item,), {}, check=False)
@@ -174,7 +174,7 @@ class JobActor(dramatiq.Actor[P, R]):
         return self.broker.enqueue_many(messages, delay=options.wait()) if messages else []
 
     def _message(
-        self, options: _Options, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True
+        self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True
     ) -> Message[R]:
         job_id = options.job_id or envelope.new_job_id()
         fields = dict(kwargs)
@@ -189,13 +189,21 @@ class JobActor(dramatiq.Actor[P, R]):
             actor_name=self.actor_name,
             args=args,
             kwargs=fields,
-            options={"callboard": options.extras(self)},
+            options={
+                "callboard": options.extras(
+                    self.actor_name,
+                    payload_version=self.payload_version,
+                    expires=self.options.get("expires"),
+                )
+            },
             message_id=job_id,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class SendOptions:
+    """How a job is to be sent; see `JobActor.using`."""
+
     priority: Priority | None = None
     delay: timedelta | None = None
     at: datetime | None = None
@@ -205,24 +213,28 @@ class _Options:
     job_id: str | None = None
 
     def wait(self) -> timedelta | None:
+        """How long from now until it may start."""
         return self.at - datetime.now(UTC) if self.at is not None else self.delay
 
-    def extras(self, actor: JobActor[Any, Any]) -> dict[str, Any]:
+    def extras(
+        self, actor_name: str, *, payload_version: int = 1, expires: timedelta | None = None
+    ) -> dict[str, Any]:
+        """What a message's `options.callboard` says; `expires` is the actor's own."""
         extras: dict[str, Any] = {"v": envelope.VERSION}
-        if actor.payload_version != 1:
-            extras["payload_version"] = actor.payload_version
-        expires = self.expires if self.expires is not None else actor.options.get("expires")
-        if expires is not None:
-            moment = expires if isinstance(expires, datetime) else datetime.now(UTC) + expires
+        if payload_version != 1:
+            extras["payload_version"] = payload_version
+        expires_at = self.expires if self.expires is not None else expires
+        if expires_at is not None:
+            moment = expires_at if isinstance(expires_at, datetime) else datetime.now(UTC) + expires_at
             extras["expires"] = moment.timestamp()
         if self.tags:
             extras["tags"] = list(self.tags)
         if self.unique is not None:
-            extras["unique"] = f"{actor.actor_name}:{self.unique}"
+            extras["unique"] = f"{actor_name}:{self.unique}"
         return extras
 
 
-def _options(
+def send_options(
     priority: Priority | None,
     delay: timedelta | None,
     at: datetime | None,
@@ -230,7 +242,12 @@ def _options(
     unique: str | None,
     tags: Iterable[str],
     job_id: str | None,
-) -> _Options:
+) -> SendOptions:
+    """Checked options.
+
+    Raises:
+        ValueError: If they contradict each other, or lie outside their limits.
+    """
     if delay is not None and at is not None:
         raise ValueError("a job starts after a delay or at a moment: give one of delay and at")
     for name, moment in (("at", at), ("expires", expires)):
@@ -241,13 +258,13 @@ def _options(
         raise ValueError(f"a tag is a text of 1 to 64 characters, and not so in {tags!r}")
     if unique is not None and not 0 < len(unique) <= 256:
         raise ValueError("a unique key is a text of 1 to 256 characters")
-    return _Options(Priority(priority) if priority else None, delay, at, expires, unique, tags, job_id)
+    return SendOptions(Priority(priority) if priority else None, delay, at, expires, unique, tags, job_id)
 
 
 class Sending(Generic[P, R]):
     """An actor with options for the jobs to be sent. Made by `using`; has its own `using` to add more."""
 
-    def __init__(self, actor: JobActor[P, R], options: _Options) -> None:
+    def __init__(self, actor: JobActor[P, R], options: SendOptions) -> None:
         self._actor = actor
         self._options = options
 
