@@ -1,31 +1,50 @@
-"""AMQP 0-9-1 frames of a published message, encoded at once.
+"""AMQP 0-9-1 frames of messages and acks, encoded and decoded at once.
 
-pika encodes each of a message's three frames by itself and sends each with a system call of its own. Here a
-message becomes one piece of bytes, and a batch of messages one write.
+pika takes each of a message's three frames by itself: to send it costs three system calls, to receive it 18
+microseconds. Here a message is one piece of bytes, and a batch of messages one write. What is rare is left to
+pika, and so is whatever looks in any way unusual.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from pika.spec import BasicProperties
 
 from callboard.brokers.driver import Outgoing
 
 #: The AMQP header that carries `Outgoing.headers`.
-HEADERS = "callboard"
+HEADERS: Final = "callboard"
 #: The AMQP header that says since when the message waits: put or due, in microseconds since the epoch.
-SINCE = "since_us"
+SINCE: Final = "since_us"
 
-_METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
-_BASIC, _PUBLISH, _MANDATORY = 60, 40, 1
+METHOD, HEADER, BODY = 1, 2, 3
+OVERHEAD: Final = 8  # bytes of a frame beside its payload
+DELIVER, ACK, NACK = 60 << 16 | 60, 60 << 16 | 80, 60 << 16 | 120
+_PUBLISH = 60 << 16 | 40
+_BASIC, _END, _MANDATORY, _REQUEUE = 60, b"\xce", b"\x01", 2
 # content type, headers, delivery mode, message id, timestamp, application id: in this order in the frame
 _FLAGS = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 7 | 1 << 6 | 1 << 3
 
-_frame = struct.Struct(">BHL")
-_publish = struct.Struct(">HHH")
+frame_head = struct.Struct(">BHL")  # kind, channel, size of the payload
+method_head = struct.Struct(">BHLL")  # the same, and which method
+content_head = struct.Struct(">BHLHHQH")  # the same, class, weight, size of the body, which properties
+tag_and_bits = struct.Struct(">QB")
+_settle = struct.Struct(">BHLLQBB")
+_publish = struct.Struct(">LH")
 _content = struct.Struct(">HHQH")
 _long = struct.Struct(">L")
 _quad = struct.Struct(">Q")
+
+
+class Properties(NamedTuple):
+    """What a received message says of itself."""
+
+    headers: bytes
+    since: int  # microseconds since the epoch; 0 if it doesn't say
+    message_id: str
 
 
 def _short(text: str) -> bytes:
@@ -44,10 +63,8 @@ _HEADERS_FIELD = _short(HEADERS) + b"S"
 
 def publish_method(channel: int, exchange: str, routing_key: str) -> bytes:
     """The frame that says where a message goes. Mandatory: what fits no queue is returned."""
-    payload = (
-        _publish.pack(_BASIC, _PUBLISH, 0) + _short(exchange) + _short(routing_key) + bytes((_MANDATORY,))
-    )
-    return _frame.pack(_METHOD, channel, len(payload)) + payload + _END
+    payload = _publish.pack(_PUBLISH, 0) + _short(exchange) + _short(routing_key) + _MANDATORY
+    return frame_head.pack(METHOD, channel, len(payload)) + payload + _END
 
 
 def publish_content(channel: int, message: Outgoing, since: float, frame_max: int) -> bytes:
@@ -72,30 +89,75 @@ def publish_content(channel: int, message: Outgoing, since: float, frame_max: in
             _APPLICATION,
         )
     )
-    if len(payload) + 8 > frame_max:
+    if len(payload) + OVERHEAD > frame_max:
         # RabbitMQ would close the connection, and with it everybody's publishing.
         raise ValueError(f"the headers of job {message.job_id} take more than a frame of {frame_max} bytes")
-    header = _frame.pack(_HEADER, channel, len(payload)) + payload + _END
+    header = frame_head.pack(HEADER, channel, len(payload)) + payload + _END
     if not body:
         return header
-    if len(body) + 8 <= frame_max:
-        return b"".join((header, _frame.pack(_BODY, channel, len(body)), body, _END))
-    return header + b"".join(_split(channel, body, frame_max - 8))
+    if len(body) + OVERHEAD <= frame_max:
+        return b"".join((header, frame_head.pack(BODY, channel, len(body)), body, _END))
+    return header + b"".join(_split(channel, body, frame_max - OVERHEAD))
 
 
 def _split(channel: int, body: bytes, size: int) -> list[bytes]:
     pieces = [body[start : start + size] for start in range(0, len(body), size)]
-    return [_frame.pack(_BODY, channel, len(piece)) + piece + _END for piece in pieces]
+    return [frame_head.pack(BODY, channel, len(piece)) + piece + _END for piece in pieces]
 
 
-def headers_of(table: Mapping[str, object] | None) -> bytes:
-    """`Delivery.headers`, out of the headers of a received message."""
-    value = (table or {}).get(HEADERS, b"")
-    # pika gives a string where the bytes can be read as one.
-    return value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else b""
+def ack(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """The frame that acks one delivery, or all up to it."""
+    return _settle.pack(METHOD, channel, 13, ACK, tag, multiple, _END[0])
 
 
-def since_of(table: Mapping[str, object] | None) -> int:
-    """Since when a received message waits, in microseconds since the epoch; 0 if it doesn't say."""
-    value = (table or {}).get(SINCE, 0)
-    return value if isinstance(value, int) else 0
+def give_back(channel: int, tag: int) -> bytes:
+    """The frame that puts a delivery back into its queue."""
+    return _settle.pack(METHOD, channel, 13, NACK, tag, _REQUEUE, _END[0])
+
+
+def read_properties(payload: bytes) -> Properties:
+    """The properties out of a content header: the payload of its frame, from the flags on."""
+    table_at = 2 + len(_TYPE) + 4
+    since_at = table_at + len(_SINCE_FIELD)
+    if payload[:2] == _FLAGS_BYTES and payload[2 : table_at - 4] == _TYPE:
+        (size,) = _long.unpack_from(payload, table_at - 4)
+        end = table_at + size
+        if payload[table_at:since_at] == _SINCE_FIELD:
+            (since,) = _quad.unpack_from(payload, since_at)
+            headers_at = since_at + 8
+            headers = b""
+            if headers_at < end:
+                value_at = headers_at + len(_HEADERS_FIELD) + 4
+                headers = payload[value_at:end]
+                if payload[headers_at : value_at - 4] != _HEADERS_FIELD or headers_at > end:
+                    return _read_any(payload)
+                if _long.unpack_from(payload, value_at - 4)[0] != len(headers):
+                    return _read_any(payload)
+            id_at = end + 2  # after the delivery mode and the length
+            message_id = payload[id_at : id_at + payload[end + 1]].decode()
+            return Properties(headers, since, message_id)
+    return _read_any(payload)
+
+
+_FLAGS_BYTES = _FLAGS.to_bytes(2, "big")
+
+
+def _read_any(payload: bytes) -> Properties:
+    """With other headers beside ours (delivered before, dead-lettered), or from somebody else."""
+    properties = BasicProperties()
+    properties.decode(payload)
+    return properties_of(properties)
+
+
+def properties_of(properties: BasicProperties) -> Properties:
+    """The same, out of what pika has decoded."""
+    table: Mapping[str, object] = properties.headers or {}
+    headers = table.get(HEADERS, b"")
+    if isinstance(headers, str):  # pika decodes what can be read as text
+        headers = headers.encode()
+    since = table.get(SINCE, 0)
+    return Properties(
+        headers if isinstance(headers, bytes) else b"",
+        since if isinstance(since, int) else 0,
+        properties.message_id or "",
+    )

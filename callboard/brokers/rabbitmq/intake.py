@@ -18,13 +18,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 import structlog
-from pika.spec import Basic, BasicProperties
 
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing
-from callboard.brokers.rabbitmq import frames
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.delays import Ladder, destination_of
-from callboard.brokers.rabbitmq.lane import Hold, Lane, send_acks
+from callboard.brokers.rabbitmq.lane import Arrival, Hold, Lane, send_acks
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.publisher import Batch, Publisher
 from callboard.brokers.rabbitmq.stream import Stream
@@ -206,18 +204,10 @@ class RabbitmqIntake(Intake):
             lane.lose()
         self._touched.clear()
 
-    def _receive(
-        self,
-        queue: str,
-        hold: Hold,
-        method: Basic.Deliver,
-        properties: BasicProperties,
-        body: bytes,
-    ) -> None:
-        table = properties.headers
-        claim = Claim(hold, method.delivery_tag)
-        delivery = Delivery(queue, body, frames.headers_of(table), claim, method.redelivered)
-        self._waiting.add(delivery, frames.since_of(table))
+    def _receive(self, queue: str, arrival: Arrival) -> None:
+        hold, tag, redelivered, _, properties, body = arrival
+        delivery = Delivery(queue, body, properties.headers, Claim(hold, tag), redelivered)
+        self._waiting.add(delivery, properties.since)
         if self._is_fetching:
             with self._arrived:
                 self._arrived.notify()
@@ -280,13 +270,13 @@ class RabbitmqIntake(Intake):
 
     # -- the unroutable
 
-    def _forward(self, hold: Hold, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        destination = destination_of(method.routing_key)
-        prefix = named(self._namespace, "")
-        queue = destination.removeprefix(prefix) if prefix else destination
-        log.warning("rabbitmq_delayed_job_found_no_queue", queue=queue, job_id=properties.message_id)
-        outgoing = Outgoing(queue, body, properties.message_id or "", frames.headers_of(properties.headers))
-        claim = Claim(hold, method.delivery_tag)
+    def _forward(self, arrival: Arrival) -> None:
+        destination = destination_of(arrival.routing_key.decode())
+        queue = destination.removeprefix(named(self._namespace, "")) if self._namespace else destination
+        job_id = arrival.properties.message_id
+        log.warning("rabbitmq_delayed_job_found_no_queue", queue=queue, job_id=job_id)
+        outgoing = Outgoing(queue, arrival.body, job_id, arrival.properties.headers)
+        claim = Claim(arrival.hold, arrival.tag)
         self._publisher.submit([outgoing], lambda batch: self._forwarded(batch, claim))
 
     def _forwarded(self, batch: Batch, claim: Claim) -> None:

@@ -14,14 +14,17 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 from pika.channel import Channel
 from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
+from callboard.brokers.rabbitmq import frames
 from callboard.brokers.rabbitmq.acks import Unacked
+from callboard.brokers.rabbitmq.frames import Properties, properties_of
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.stream import Stream
@@ -55,15 +58,28 @@ class Hold:
         return self.is_open and (not silence or time.monotonic() - self.stream.heard < silence)
 
     def send_acks(self, *, patient: bool) -> None:
-        for tag, multiple in self.unacked.acks(patient=patient):
-            self.channel.basic_ack(tag, multiple=multiple)
+        acks = self.unacked.acks(patient=patient)
+        if acks:
+            number = self.channel.channel_number
+            self.stream.write(b"".join(frames.ack(number, tag, multiple=multiple) for tag, multiple in acks))
 
     def give_back(self, tag: int) -> None:
         if self.is_open and self.channel.is_open and self.unacked.returned(tag):
-            self.channel.basic_nack(tag, requeue=True)
+            self.stream.write(frames.give_back(self.channel.channel_number, tag))
 
 
-Receive = Callable[[Hold, Basic.Deliver, BasicProperties, bytes], None]
+class Arrival(NamedTuple):
+    """A message that was delivered."""
+
+    hold: Hold
+    tag: int
+    redelivered: bool
+    routing_key: bytes
+    properties: Properties
+    body: bytes
+
+
+Receive = Callable[[Arrival], None]
 
 
 class Lane:
@@ -179,6 +195,8 @@ class Lane:
             return
         self._drop_hold()
         self._channel = None
+        if self._link.stream is not None:
+            self._link.stream.on_delivery.pop(channel.channel_number, None)
         if self._link.stream is not None and self._link.stream.is_open and not self._stopped:
             self._try_later(reason)
 
@@ -241,14 +259,30 @@ class Lane:
         if hold.stream.version >= (3, 12):
             arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT * 1000
 
-        def deliver(_: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-            hold.unacked.delivered(method.delivery_tag)
-            self._receive(hold, method, properties, body)
-
         self._busy = True
+        hold.stream.on_delivery[hold.channel.channel_number] = partial(self._delivered, hold)
         self._consumer = hold.channel.basic_consume(
-            self.name, deliver, arguments=arguments, callback=lambda _: self._went(self._is_consuming)
+            self.name,
+            partial(self._delivered_by_pika, hold),
+            arguments=arguments,
+            callback=lambda _: self._went(self._is_consuming),
         )
+
+    def _delivered_by_pika(
+        self, hold: Hold, _: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> None:
+        """A message of several frames."""
+        key = method.routing_key.encode()
+        self._delivered(hold, method.delivery_tag, method.redelivered, key, properties_of(properties), body)
+
+    def _delivered(
+        self, hold: Hold, tag: int, redelivered: bool, key: bytes, properties: Properties, body: bytes
+    ) -> None:
+        hold.unacked.delivered(tag)
+        if self.paused or self._stopped:
+            hold.give_back(tag)  # it was on its way when the consumer was cancelled
+        else:
+            self._receive(Arrival(hold, tag, redelivered, key, properties, body))
 
     def _is_consuming(self) -> None:
         self._failures = 0

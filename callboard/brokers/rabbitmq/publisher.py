@@ -17,7 +17,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import structlog
 from pika.channel import Channel
@@ -245,11 +244,13 @@ class Publisher:
 
     def _opened(self, channel: Channel) -> None:
         channel.add_on_return_callback(self._returned)
-        channel.confirm_delivery(self._confirmed, callback=lambda _: self._ready())
+        # The stream reads the confirms; this callback only switches them on.
+        channel.confirm_delivery(lambda _: None, callback=lambda _: self._ready(channel))
 
-    def _ready(self) -> None:
+    def _ready(self, channel: Channel) -> None:
         self._is_ready = True
         self._frame_max = self._stream.frame_max
+        self._stream.on_confirm[channel.channel_number] = self._confirmed
         self._pump()
 
     @property
@@ -372,18 +373,14 @@ class Publisher:
 
     # -- confirms
 
-    def _confirmed(self, frame: Any) -> None:
-        method = frame.method
-        entries = self._settled_by(method.delivery_tag, method.multiple)
-        if isinstance(method, Basic.Nack):
-            for entry in entries:
+    def _confirmed(self, tag: int, multiple: bool, is_safe: bool) -> None:
+        for entry in self._settled_by(tag, multiple):
+            if not is_safe:
                 self._try_again(entry)
-        else:
-            for entry in entries:
-                if entry.returned:
-                    self._missing_queue(entry)
-                else:
-                    entry.batch.confirm(entry)
+            elif entry.returned:
+                self._missing_queue(entry)
+            else:
+                entry.batch.confirm(entry)
         if self._submitted and len(self._in_flight) <= WINDOW // 2:
             self._pump()
 

@@ -18,12 +18,10 @@ from functools import partial
 
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
-from pika.spec import Basic, BasicProperties
 
 from callboard.brokers.driver import Decide, Outgoing, PutError, StoredMessage, Verdict, WalkReport
-from callboard.brokers.rabbitmq import frames
 from callboard.brokers.rabbitmq.address import Address
-from callboard.brokers.rabbitmq.lane import Hold, Lane, send_acks
+from callboard.brokers.rabbitmq.lane import Arrival, Lane, send_acks
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.outage import RESOURCE_LOCKED
 from callboard.brokers.rabbitmq.publisher import Publisher
@@ -59,7 +57,7 @@ class Walk:
         self._publisher = publisher
         self._patience = patience
         self._arrived = threading.Condition()
-        self._letters: deque[tuple[Hold, int, BasicProperties, bytes]] = deque()
+        self._letters: deque[Arrival] = deque()
         self._interrupted = False
         self._expected = 0  # how many letters are yet to come
         self._link = Link(addresses, name, up=self._up, down=self._down)
@@ -99,12 +97,12 @@ class Walk:
         """The first messages, left where they are."""
         wanted = min(limit, self.count(), PREFETCH)
         found: list[StoredMessage] = []
-        shown: list[tuple[Hold, int]] = []
+        shown: list[Arrival] = []
         if wanted:
             self._consume(wanted)
         while len(found) < wanted and (letters := self._take(wanted - len(found))):
-            found += [self._stored(properties, body) for _, _, properties, body in letters]
-            shown += [(hold, tag) for hold, tag, _, _ in letters]
+            found += [self._stored(letter) for letter in letters]
+            shown += letters
         self._in_link(lambda: self._give_back(shown))
         return found
 
@@ -131,7 +129,7 @@ class Walk:
         )
         self._link.call(self._lane.open)
 
-    def _take(self, limit: int) -> list[tuple[Hold, int, BasicProperties, bytes]]:
+    def _take(self, limit: int) -> list[Arrival]:
         """The next letters; none if the queue has run dry before its count was reached."""
         until = time.monotonic() + self._patience
         while True:
@@ -147,12 +145,10 @@ class Walk:
                     f"RabbitMQ hands out nothing from '{self._queue}': another worker holds it"
                 )
 
-    def _decide(
-        self, letters: list[tuple[Hold, int, BasicProperties, bytes]], decide: Decide, report: WalkReport
-    ) -> None:
+    def _decide(self, letters: list[Arrival], decide: Decide, report: WalkReport) -> None:
         outgoing: list[Outgoing] = []
-        for _, _, properties, body in letters:
-            message = self._stored(properties, body)
+        for letter in letters:
+            message = self._stored(letter)
             decision = decide(message)
             report.seen += 1
             if isinstance(decision, Outgoing):
@@ -162,14 +158,15 @@ class Walk:
                 report.discarded += 1
             else:
                 report.kept += 1
-                outgoing.append(Outgoing(self._queue, body, properties.message_id or "", message.headers))
+                job_id = letter.properties.message_id
+                outgoing.append(Outgoing(self._queue, letter.body, job_id, message.headers))
         try:
             self._publisher.put(outgoing, _PUT_DEADLINE)
         except PutError as error:
             raise BrokerUnavailable(
                 f"the walk over '{self._queue}' stopped: {error}; nothing is lost"
             ) from error
-        self._in_link(lambda: self._ack([(hold, tag) for hold, tag, _, _ in letters]))
+        self._in_link(lambda: self._ack(letters))
         self._check()
 
     def _in_link(self, work: Callable[[], None]) -> None:
@@ -183,8 +180,8 @@ class Walk:
         self._link.call(run)
         done.wait(self._patience)
 
-    def _stored(self, properties: BasicProperties, body: bytes) -> StoredMessage:
-        return StoredMessage(self._queue, body, frames.headers_of(properties.headers))
+    def _stored(self, letter: Arrival) -> StoredMessage:
+        return StoredMessage(self._queue, letter.body, letter.properties.headers)
 
     def _check(self) -> None:
         if self._interrupted:
@@ -205,25 +202,25 @@ class Walk:
             self._interrupted = True
             self._arrived.notify_all()
 
-    def _receive(self, hold: Hold, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+    def _receive(self, letter: Arrival) -> None:
         with self._arrived:
-            self._letters.append((hold, method.delivery_tag, properties, body))
+            self._letters.append(letter)
             self._arrived.notify_all()
         self._expected -= 1
         if not self._expected and self._lane is not None:
             # What follows are the letters that this walk has put to the tail; they stay in their order there.
             self._lane.stop()
 
-    def _give_back(self, claims: list[tuple[Hold, int]]) -> None:
+    def _give_back(self, letters: list[Arrival]) -> None:
         """One by one, in their order: what RabbitMQ takes back from a closed channel comes in any."""
-        for hold, tag in claims:
-            hold.give_back(tag)
+        for letter in letters:
+            letter.hold.give_back(letter.tag)
 
-    def _ack(self, claims: list[tuple[Hold, int]]) -> None:
-        holds = {hold for hold, _ in claims}
+    def _ack(self, letters: list[Arrival]) -> None:
+        holds = {letter.hold for letter in letters}
         if all(hold.is_open for hold in holds):
-            for hold, tag in claims:
-                hold.unacked.done((tag,))
+            for letter in letters:
+                letter.hold.unacked.done((letter.tag,))
             send_acks(holds, patient=False)
         else:
             self._interrupted = True
