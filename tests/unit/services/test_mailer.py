@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import smtplib
+import socket
 import ssl
 import sys
 import threading
@@ -470,6 +471,22 @@ def test_a_server_that_cant_be_reached_is_worth_another_attempt(sink: Sink, make
 
     with pytest.raises(MailTemporary, match=r"no mail to 127\.0\.0\.1:1: .*refused"):
         make(sink).send("ada@example.org", "plain", {"name": "Ada"}, message_id="1")
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_a_server_that_never_answers_is_given_up_after_the_timeout(
+    files: LocalStorage, templates: Path, scheme: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+        one = Mailer(
+            connections=SmtpConnections(MailServer.parse(url), timeout=0.1),
+            sender="jobs@example.org",
+            storage=files,
+            templates=Templates(templates),
+        )
+        with pytest.raises(MailTemporary, match="timed out"):
+            one.send("ada@example.org", "plain", {"name": "Ada"}, message_id="1")
 
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
