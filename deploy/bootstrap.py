@@ -45,6 +45,8 @@ SERVERS = {
     "redis-server": ("", "redis-server"),
     "postgresql": ("/usr/lib/postgresql/*/bin", "postgres"),
 }
+ADVICE = """Is this machine online? A mirror of the package index is named by PIP_INDEX_URL, a company's certificates
+by SSL_CERT_FILE, a proxy by HTTPS_PROXY. Whatever the installers printed is in .venv/set-up.log."""
 
 
 class SetUpFailed(Exception):
@@ -173,11 +175,14 @@ def install(target: str) -> None:
             run([*installer, *checkout], environment)
     except (OSError, SetUpFailed) as failure:
         print(f"\n  uv could not do it ({str(failure).splitlines()[0]}); trying pip, which takes longer")
-        installer = [*pip(), "install", "--disable-pip-version-check", "--no-input", "--retries", "2"]
-        with step(f"up to {count} packages for {TARGETS[target]}"):
-            run([*installer, *options], os.environ)
-        with step("callboard itself, from this checkout"):
-            run([*installer, *checkout], os.environ)
+        try:
+            installer = [*pip(), "install", "--disable-pip-version-check", "--no-input", "--retries", "2"]
+            with step(f"up to {count} packages for {TARGETS[target]}"):
+                run([*installer, *options], os.environ)
+            with step("callboard itself, from this checkout"):
+                run([*installer, *checkout], os.environ)
+        except SetUpFailed as last:
+            raise SetUpFailed(f"{last}\n\nand uv before it: {failure}\n\n{ADVICE}") from failure
 
 
 def uv() -> Path:
