@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import select
+import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from callboard.brokers.file.schema import FIRST_WORKER, MAX_WORKERS
 _MASK = (
     32  # bytes; a queue's bit is its number modulo their bits, so a worker may be woken in vain, never missed
 )
+
+
+_BOARD_WATCH = 0.2  # seconds
 
 
 class Bell:
@@ -86,30 +90,32 @@ class Ringer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._board: _Board | None = None
+        self._look_again = 0.0  # when to look again whether there is a board
         self._next = 0
 
-    def ring(self, queues: Collection[int], count: int) -> list[int]:
-        """Wake up to `count` workers that wait for one of these queues. Returns those who turned out dead."""
-        if self._board is None:
-            try:
-                self._board = _Board(self._folder, create=False)
-            except FileNotFoundError:  # there has never been a worker
-                return []
-        waiting = self._board.waiting()
-        if not waiting:
-            return []
-        dead: list[int] = []
+    def ring(self, queues: Collection[int], count: int) -> None:
+        """Wake up to `count` workers that wait for one of these queues."""
+        board = self._board or self._find_board()
+        waiting = board.waiting() if board is not None else []
+        if board is None or not waiting:
+            return
         for slot in self._turn(waiting):
             if count <= 0:
                 break
-            if not self._board.wants(slot, queues):
+            if not board.wants(slot, queues):
                 continue
-            self._board.write_flag(slot, False)
+            board.write_flag(slot, False)
             if _ring(self._folder / f"{slot + FIRST_WORKER}.bell"):
                 count -= 1
-            else:
-                dead.append(slot + FIRST_WORKER)
-        return dead
+
+    def _find_board(self) -> _Board | None:
+        """The board, unless there has never been a worker, which is not asked at every send."""
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + _BOARD_WATCH
+            with contextlib.suppress(FileNotFoundError):
+                self._board = _Board(self._folder, create=False)
+        return self._board
 
     def _turn(self, slots: list[int]) -> list[int]:
         """Begin with another each time, so that none is always the last."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -28,20 +28,16 @@ from callboard.brokers.file.bells import Ringer
 from callboard.brokers.file.intake import LONGEST_SLEEP, FileIntake
 from callboard.brokers.file.schema import MAX_QUEUES, explain
 from callboard.brokers.file.walk import walk
-from callboard.brokers.file.writer import MaybeWritten, Writer
+from callboard.brokers.file.writer import MaybeWritten, Replaced, Writer
 from callboard.errors import BrokerUnavailable
 
 T = TypeVar("T")
-Numbers = Mapping[str, int]
+Numbers = dict[str, int]
 
 log = structlog.get_logger(__name__)
 
 _PATIENCE = 10.0  # seconds within which a question or an act of the command line gets its turn
 _PURGED_AT_ONCE = 10_000  # messages, so that senders get their turn between
-
-
-class _Replaced(Exception):
-    """The file is another than the one whose queue numbers we know."""
 
 
 class FileDriver(Driver):
@@ -60,12 +56,10 @@ class FileDriver(Driver):
         self.workers_folder = self.folder / "workers"
         self.writer = Writer(self.folder)
         self.queue_names: dict[int, str] = {}
-        self._queue_numbers: dict[str, int] = {}
-        self._generation = 0  # of the file that the numbers are from
+        self._known: tuple[Numbers, int] = ({}, 0)  # numbers, and the generation of the file they are from
         self._declared: set[str] = set()
         self._ringer = Ringer(self.workers_folder)
         self._intakes: set[FileIntake] = set()
-        self._mutex = threading.Lock()
 
     def declare(self, queue: str) -> None:
         self._declared.add(queue)
@@ -74,72 +68,69 @@ class FileDriver(Driver):
         if not messages:
             return
         try:
-            self.put_with(lambda connection: True, messages, timeout=deadline)
+            self.put_if(None, messages, until=time.monotonic() + deadline)
         except MaybeWritten as error:
             raise PutError(str(error), unknown=messages) from error
         except BrokerUnavailable as error:
             raise PutError(str(error), not_queued=messages) from error
 
-    def put_with(
-        self, before: Callable[[sqlite3.Connection], bool], outgoing: Sequence[Outgoing], *, timeout: float
+    def put_if(
+        self,
+        condition: Callable[[sqlite3.Connection], bool] | None,
+        outgoing: Sequence[Outgoing],
+        *,
+        until: float,
     ) -> bool:
-        """Put messages in one transaction with what is done `before`, and only if that returns True.
+        """Put messages if, in the same transaction, a condition holds. Returns whether it did.
 
         Raises:
             NotWritten, MaybeWritten
         """
 
         def work(connection: sqlite3.Connection, numbers: Numbers) -> bool:
-            allowed = before(connection)
-            if allowed:
-                messages.put(connection, numbers, outgoing, time.time())
-            return allowed
+            if condition is not None and not condition(connection):
+                return False
+            messages.put(connection, numbers, outgoing, time.time())
+            return True
 
-        done = self.run({one.queue for one in outgoing}, work, durable=True, timeout=timeout)
+        done = self.run({one.queue for one in outgoing}, work, durable=True, until=until)
         if done:
             self.ring_for(outgoing)
         return done
 
     def run(
         self,
-        queues: Collection[str],
+        queues: AbstractSet[str],
         work: Callable[[sqlite3.Connection, Numbers], T],
         *,
         durable: bool,
-        timeout: float,
+        until: float,
     ) -> T:
         """Do some work in a transaction, given the numbers of some queues; see `Writer.run`."""
-        end = time.monotonic() + timeout
         while True:
-            left = end - time.monotonic()
-            numbers, generation = self._number(queues, left)
-
-            def checked(
-                connection: sqlite3.Connection, numbers: Numbers = numbers, generation: int = generation
-            ) -> T:
-                if self.writer.generation != generation:
-                    raise _Replaced
-                return work(connection, numbers)
-
+            numbers, generation = self._number(queues, until)
             try:
-                return self.writer.run(checked, durable=durable, timeout=left)
-            except _Replaced:
+                return self.writer.run(
+                    lambda connection: work(connection, numbers),  # noqa: B023 - it is called in this turn
+                    durable=durable,
+                    until=until,
+                    generation=generation,
+                )
+            except Replaced:
                 continue
 
-    def _number(self, queues: Collection[str], timeout: float) -> tuple[Numbers, int]:
+    def _number(self, queues: AbstractSet[str], until: float) -> tuple[Numbers, int]:
         """The numbers of some queues, and the generation of the file in which they have them."""
-        with self._mutex:
-            generation, known = self._generation, self._queue_numbers
-        if generation != self.writer.generation or any(name not in known for name in queues):
-            known, generation = self.writer.run(
-                lambda connection: (_make_queues(connection, queues), self.writer.generation),
-                durable=False,
-                timeout=timeout,
-            )
-            with self._mutex:
-                self._queue_numbers, self._generation = known, generation
-                self.queue_names = {number: name for name, number in known.items()}
-        return known, generation
+        known = self._known
+        if known[1] == self.writer.generation and known[0].keys() >= queues:
+            return known
+        self._known = known = self.writer.run(
+            lambda connection: (_make_queues(connection, queues), self.writer.generation),
+            durable=False,
+            until=until,
+        )
+        self.queue_names = {number: name for name, number in known[0].items()}
+        return known
 
     def ring(self, queues: Collection[int], count: int) -> None:
         """Wake workers that wait for these queues. What is put is safe already, so nothing here may fail."""
@@ -153,7 +144,8 @@ class FileDriver(Driver):
         soon = time.time() + LONGEST_SLEEP + 0.1
         names = [one.queue for one in outgoing if one.due is None or one.due < soon]
         if names:
-            self.ring({self._queue_numbers[name] for name in set(names)}, len(names))
+            numbers = self._known[0]
+            self.ring({numbers[name] for name in set(names)}, len(names))
 
     # --- claiming
 
@@ -174,7 +166,7 @@ class FileDriver(Driver):
         Raises:
             BrokerUnavailable
         """
-        self.writer.run(lambda connection: None, durable=False, timeout=_PATIENCE)  # so that there is a file
+        self.writer.run(lambda connection: None, durable=False, until=_soon())  # so that there is a file
         try:
             with closing(
                 sqlite3.connect(self.writer.path, timeout=_PATIENCE, isolation_level=None)
@@ -194,7 +186,7 @@ class FileDriver(Driver):
         return self.read(lambda connection: overview.locate(connection, job_id))
 
     def ping(self) -> None:
-        self.writer.run(lambda connection: None, durable=True, timeout=_PATIENCE)
+        self.writer.run(lambda connection: None, durable=True, until=_soon())
 
     # --- changing
 
@@ -203,10 +195,10 @@ class FileDriver(Driver):
         gone = 0
         while True:
             dropped = self.run(
-                [queue],
+                {queue},
                 lambda connection, numbers: messages.purge(connection, numbers[queue], now, _PURGED_AT_ONCE),
                 durable=True,
-                timeout=_PATIENCE,
+                until=_soon(),
             )
             if not dropped:
                 return gone
@@ -224,7 +216,7 @@ class FileDriver(Driver):
         self.writer.close()
 
 
-def _make_queues(connection: sqlite3.Connection, queues: Iterable[str]) -> dict[str, int]:
+def _make_queues(connection: sqlite3.Connection, queues: Iterable[str]) -> Numbers:
     """Make those that aren't there; returns the numbers of all."""
     connection.executemany("INSERT OR IGNORE INTO queues (name) VALUES (?)", [(name,) for name in queues])
     numbers: dict[str, int] = {
@@ -233,3 +225,7 @@ def _make_queues(connection: sqlite3.Connection, queues: Iterable[str]) -> dict[
     if len(numbers) > MAX_QUEUES:
         raise BrokerUnavailable(f"there can't be more than {MAX_QUEUES} queues in one folder")
     return numbers
+
+
+def _soon() -> float:
+    return time.monotonic() + _PATIENCE

@@ -123,7 +123,7 @@ class FileIntake(Intake):
                     messages.give_back(connection, number, returns)
                 return picker.claim(connection, number, room, time.time())
 
-            claims = self._writer.run(work, durable=False, timeout=_TRANSACTION)
+            claims = self._writer.run(work, durable=False, until=time.monotonic() + _TRANSACTION)
             del self._acks[: len(acks)], self._returns[: len(returns)]
             names = self._driver.queue_names
             found = []
@@ -180,7 +180,7 @@ class FileIntake(Intake):
             self._bell.forked()
             self._bell = None
         self._registration, self._numbers, self._generation = self._driver.run(
-            options.queues, work, durable=False, timeout=_TRANSACTION
+            set(options.queues), work, durable=False, until=time.monotonic() + _TRANSACTION
         )
         self._bell = Bell(folder, self._registration.number, ())
         self._picker = None
@@ -194,14 +194,16 @@ class FileIntake(Intake):
         folder, own = self._driver.workers_folder, self._registration
         number = own.number if own is not None else None
         rows = self._writer.run(
-            lambda connection: workers.others(connection, number), durable=False, timeout=_TRANSACTION
+            lambda connection: workers.others(connection, number),
+            durable=False,
+            until=time.monotonic() + _TRANSACTION,
         )
         suspects = [row for row in rows if workers.is_dead(folder, *row)]
         if suspects:
             queues = self._writer.run(
                 lambda connection: workers.bury(connection, folder, suspects),
                 durable=False,
-                timeout=_TRANSACTION,
+                until=time.monotonic() + _TRANSACTION,
             )
             log.warning("workers_rescued", workers=[name for _, name in suspects])
             self._driver.ring(queues, len(queues))
@@ -254,7 +256,7 @@ class FileIntake(Intake):
             messages.let_go(connection, number, acks)
             messages.give_back(connection, number, returns)
 
-        self._writer.run(work, durable=False, timeout=_TRANSACTION)
+        self._writer.run(work, durable=False, until=time.monotonic() + _TRANSACTION)
         del self._acks[: len(acks)], self._returns[: len(returns)]
         if returns:
             self._driver.ring({queue_of(id_) for id_ in returns}, len(returns))
@@ -282,8 +284,10 @@ class FileIntake(Intake):
             raise PutError("the claim is gone", not_queued=[outgoing])
         number, id_ = registration.number, delivery.token
         try:
-            done = self._driver.put_with(
-                lambda connection: messages.let_go_of_one(connection, number, id_), [outgoing], timeout=_MOVE
+            done = self._driver.put_if(
+                lambda connection: messages.let_go_of_one(connection, number, id_),
+                [outgoing],
+                until=time.monotonic() + _MOVE,
             )
         except MaybeWritten as error:
             raise PutError(str(error), unknown=[outgoing]) from error
@@ -332,7 +336,7 @@ class FileIntake(Intake):
         try:
             if bell is not None:
                 bell.close()
-            self._writer.run(work, durable=False, timeout=_TRANSACTION)
+            self._writer.run(work, durable=False, until=time.monotonic() + _TRANSACTION)
         except (BrokerUnavailable, OSError) as error:
             self._failed(error)  # others will find the lock free, and rescue what we held
         registration.lock.close()

@@ -32,19 +32,17 @@ class LockedFile:
             return False
         return True
 
-    def lock(self, timeout: float) -> bool:
-        """Wait for the lock for up to `timeout` seconds.
+    def lock(self, until: float) -> bool:
+        """Wait for the lock until this moment of `time.monotonic`.
 
         The kernel's own queue would be fairer, but nothing can end a wait in it when the holder is frozen.
         """
-        end = 0.0
         patience = _PATIENCE
         while not self.try_lock():
-            now = time.monotonic()
-            end = end or now + timeout
-            if now >= end:
+            left = until - time.monotonic()
+            if left <= 0:
                 return False
-            time.sleep(min(patience, end - now))
+            time.sleep(min(patience, left))
             patience = min(patience * 1.2, _MOST_PATIENCE)
         return True
 

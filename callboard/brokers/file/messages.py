@@ -43,11 +43,16 @@ def put(
 def _append(
     connection: sqlite3.Connection, queue: int, rows: Sequence[tuple[str, bytes, bytes]], now: float
 ) -> None:
-    last = connection.execute(
-        "SELECT max(id) FROM messages WHERE id BETWEEN ? AND ?", (first_id(queue), last_id(queue))
-    ).fetchone()[0]
+    first = first_id(queue)
     # One more than the last where the clock is behind it: it stepped back, or a bulk ran ahead of it.
-    start = max(first_id(queue) + microseconds(now), (last or 0) + 1)
+    last = f"(SELECT max(id) FROM messages WHERE id BETWEEN {first} AND {last_id(queue)})"
+    if len(rows) == 1:
+        connection.execute(
+            f"INSERT INTO messages VALUES (max(?1, coalesce({last} + 1, 0)), {NOBODY}, 0, ?2, ?3, ?4)",
+            (first + microseconds(now), *rows[0]),
+        )
+        return
+    start = max(first + microseconds(now), (connection.execute(f"SELECT {last}").fetchone()[0] or 0) + 1)
     connection.executemany(
         f"INSERT INTO messages VALUES (?, {NOBODY}, 0, ?, ?, ?)",
         [(id_, *row) for id_, row in enumerate(rows, start)],

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from callboard.brokers.driver import Decide, Outgoing, StoredMessage, Verdict, WalkReport
@@ -26,7 +27,10 @@ def walk(
 ) -> WalkReport:
     """See `Driver.walk`."""
     number = driver.run(
-        [queue], lambda connection, numbers: numbers[queue], durable=False, timeout=_TRANSACTION
+        {queue},
+        lambda connection, numbers: numbers[queue],
+        durable=False,
+        until=time.monotonic() + _TRANSACTION,
     )
     folder = driver.folder / "walks"
     folder.mkdir(exist_ok=True)
@@ -52,8 +56,9 @@ class _Walk:
         self._report = WalkReport()
 
     def run(self) -> WalkReport:
-        start, (last, total) = first_id(self._number), self._driver.read(self._extent)
-        while last is not None and (page := self._driver.read(lambda c: self._read_page(c, start, last))):
+        last, total = self._driver.read(self._extent)
+        start = first_id(self._number)
+        while last is not None and (page := self._driver.read(partial(self._read_page, start, last))):
             self._walk_page(page)
             start = page[-1][0] + 1
             if self._progress is not None:
@@ -69,7 +74,7 @@ class _Walk:
         return row
 
     @staticmethod
-    def _read_page(connection: sqlite3.Connection, start: int, last: int) -> list[tuple[int, bytes, bytes]]:
+    def _read_page(start: int, last: int, connection: sqlite3.Connection) -> list[tuple[int, bytes, bytes]]:
         return connection.execute(
             f"SELECT id, headers, body FROM messages WHERE id BETWEEN ? AND ? AND claim = {NOBODY}"
             " ORDER BY id LIMIT ?",
@@ -99,7 +104,9 @@ class _Walk:
             messages.put(connection, numbers, [one for one in done if isinstance(one, Outgoing)], time.time())
             return done
 
-        done = self._driver.run({one.queue for one in outgoing}, work, durable=True, timeout=_TRANSACTION)
+        done = self._driver.run(
+            {one.queue for one in outgoing}, work, durable=True, until=time.monotonic() + _TRANSACTION
+        )
         moved = [one for one in done if isinstance(one, Outgoing)]
         self._report.moved += len(moved)
         self._report.discarded += len(done) - len(moved)

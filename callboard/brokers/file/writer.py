@@ -35,20 +35,24 @@ class MaybeWritten(BrokerUnavailable):
     """It isn't known whether it was written. The text says why."""
 
 
+class Replaced(NotWritten):
+    """The file is another than the one that the work was meant for."""
+
+
 class _Entry:
-    """One caller's work, and the latch on which it waits until it is done, or is to lead."""
+    """One caller's work, and what became of it."""
 
-    __slots__ = ("done", "durable", "error", "latch", "leads", "result", "work")
+    __slots__ = ("done", "durable", "error", "generation", "latch", "result", "work")
 
-    def __init__(self, work: Work[Any], durable: bool) -> None:
+    def __init__(self, work: Work[Any], durable: bool, generation: int | None) -> None:
         self.work = work
         self.durable = durable
+        self.generation = generation
         self.result: Any = None
         self.error: BaseException | None = None
         self.done = False
-        self.leads = False
-        self.latch = threading.Lock()
-        self.latch.acquire()
+        #: On which its caller waits until it is done, or is to lead. The caller who leads has none.
+        self.latch: threading.Lock | None = None
 
 
 class Writer:
@@ -57,6 +61,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "queue.db"
+        self._name = str(self.path)
         self._transaction = threading.Lock()  # held while the connection is in use
         self._reset()
         forks.follow(self, at_rest=self._transaction)
@@ -64,7 +69,7 @@ class Writer:
     def _reset(self) -> None:
         self._mutex = threading.Lock()  # guards the queue and who leads
         self._queue: deque[_Entry] = deque()
-        self._led = False
+        self._leader: _Entry | None = None
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
         self._durable = True
@@ -73,113 +78,119 @@ class Writer:
         #: Grows whenever another file is opened, so that what was remembered of the last is forgotten.
         self.generation = 0
 
-    def run(self, work: Work[T], *, durable: bool, timeout: float) -> T:
+    def run(self, work: Work[T], *, durable: bool, until: float, generation: int | None = None) -> T:
         """Do some work in a transaction, perhaps together with others'. If `durable`, it is on the disk
         when this returns; else a power loss, but no crash of a process, may undo it.
 
         `work` may be called twice if the first transaction fails: it must only read and write the database.
 
+        Args:
+            until: The moment, in seconds of `time.monotonic`, by which it must have begun.
+            generation: Of the file for which the work is meant, if it knows anything about the file.
+
         Raises:
             NotWritten, MaybeWritten: or what `work` raised.
         """
-        entry = _Entry(work, durable)
-        end = time.monotonic() + timeout
+        entry = _Entry(work, durable, generation)
         with self._mutex:
-            self._queue.append(entry)
-            if not self._led:
-                self._led = entry.leads = True
+            if self._leader is None:
+                self._leader = entry
+            else:
+                entry.latch = threading.Lock()
+                entry.latch.acquire()
+                self._queue.append(entry)
         try:
-            if not entry.leads:
-                self._await_turn(entry, timeout)
-            if entry.leads and not entry.done:
-                self._lead(entry, end)
+            if self._leader is not entry:
+                self._await_turn(entry, until)
+            if self._leader is entry:
+                self._lead(entry, until)
         finally:
-            if entry.leads:
+            if self._leader is entry:
                 self._hand_over()
         if entry.error is not None:
             raise entry.error
         return entry.result  # type: ignore[no-any-return]
 
-    def _await_turn(self, entry: _Entry, timeout: float) -> None:
-        if entry.latch.acquire(timeout=timeout):
+    def _await_turn(self, entry: _Entry, until: float) -> None:
+        assert entry.latch is not None
+        if entry.latch.acquire(timeout=max(0.0, until - time.monotonic())):
             return
         with self._mutex:
-            if entry.leads or entry.done:
+            if self._leader is entry or entry.done:
                 return
             if entry in self._queue:
                 self._queue.remove(entry)
-                raise NotWritten(self._too_late(timeout))
-        raise MaybeWritten(f"{self.path} is being written for over {timeout:g} s: the disk may hang")
+                raise NotWritten(self._too_late())
+        raise MaybeWritten(f"{self.path} is being written for too long: the disk may hang")
 
-    def _too_late(self, timeout: float) -> str:
-        return (
-            f"{self.path} was busy for over {timeout:g} s: too many write at once, or one of them is frozen"
-        )
+    def _too_late(self) -> str:
+        return f"{self.path} was busy for too long: too many write at once, or one of them is frozen"
 
     def _hand_over(self) -> None:
         """Let the next in the queue lead."""
         with self._mutex:
-            if self._queue:
-                heir = self._queue[0]
-                heir.leads = True
+            self._leader = heir = self._queue.popleft() if self._queue else None
+            if heir is not None and heir.latch is not None:
                 heir.latch.release()
-            else:
-                self._led = False
 
-    def _lead(self, own: _Entry, end: float) -> None:
-        try:
-            lock = self._open_lock()
-            timeout = end - time.monotonic()
-            if not lock.lock(timeout):
-                raise NotWritten(self._too_late(timeout))
-        except BaseException as error:
-            with self._mutex:
-                self._queue.remove(own)
-            if self._closed:  # and so is the lock file
-                raise NotWritten(f"the driver of {self.path} is closed") from error
-            if isinstance(error, OSError) and not isinstance(error, NotWritten):
-                raise NotWritten(explain(error, self.path)) from error
-            raise
-        batch = _Batch()
+    def _lead(self, own: _Entry, until: float) -> None:
+        lock = self._take_lock(until)
+        batch = _Batch([own])
         try:
             with self._transaction:
                 try:
-                    self._write(batch, end)
+                    if self._queue:
+                        self._gather(batch)
+                    self._write(batch, until)
                 finally:
                     lock.unlock()
         finally:
             self._settle(batch, own)
 
+    def _take_lock(self, until: float) -> LockedFile:
+        lock = self._lock_file
+        try:
+            if lock is None or lock.fd < 0:
+                lock = self._lock_file = self._open_lock()
+            if lock.try_lock() or lock.lock(until):
+                return lock
+        except OSError as error:
+            if isinstance(error, BrokerUnavailable):
+                raise
+            raise NotWritten(explain(error, self.path)) from error
+        raise NotWritten(self._too_late())
+
     def _open_lock(self) -> LockedFile:
         if self._closed:
             raise NotWritten(f"the driver of {self.path} is closed")
-        if self._lock_file is None or self._lock_file.fd < 0:
-            try:
-                self._lock_file = LockedFile(self.folder / "queue.lock")
-            except FileNotFoundError:
-                make_folder(self.folder)
-                self._lock_file = LockedFile(self.folder / "queue.lock")
-        return self._lock_file
+        path = self.folder / "queue.lock"
+        try:
+            return LockedFile(path)
+        except FileNotFoundError:
+            make_folder(self.folder)
+            return LockedFile(path)
 
-    def _write(self, batch: _Batch, end: float) -> None:
+    def _gather(self, batch: _Batch) -> None:
         with self._mutex:
             batch.entries.extend(self._queue)
             self._queue.clear()
-        durable = any(entry.durable for entry in batch.entries)
+
+    def _write(self, batch: _Batch, until: float) -> None:
+        entries = batch.entries
         try:
             batch.connection = connection = self._open()
-            self._begin(connection, durable, end)
+            self._begin(connection, any(entry.durable for entry in entries), until)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
             batch.fail(NotWritten(explain(error, self.path)), error)
             return
         batch.begun = True
         try:
-            for entry in batch.entries:
-                entry.result = entry.work(connection)
-        except Exception as error:
+            for entry in entries:
+                self._do(entry, connection)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where the work came from
             batch.undo()
-            self._write_singly(batch, error, end)
+            self._write_singly(batch, error, until)
             return
         except BaseException:
             batch.undo()
@@ -189,26 +200,23 @@ class Writer:
         except sqlite3.Error as error:
             self._give_up(batch, error)
 
-    def _write_singly(self, batch: _Batch, error: Exception, end: float) -> None:
+    def _do(self, entry: _Entry, connection: sqlite3.Connection) -> None:
+        if entry.generation not in (None, self.generation):
+            raise Replaced(f"{self.path} has been replaced")
+        entry.result = entry.work(connection)
+
+    def _write_singly(self, batch: _Batch, error: Exception, until: float) -> None:
         """One of them failed, and took the others with it: try each on its own."""
         if len(batch.entries) == 1:
-            if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, BrokerUnavailable):
+            if isinstance(error, sqlite3.Error):
                 batch.fail(NotWritten(explain(error, self.path)), error)
             else:
                 batch.fail(error, None)
             return
-        connection = batch.connection
-        assert connection is not None
         for entry in batch.entries:
-            single = _Batch([entry], connection)
+            single = _Batch([entry])
             try:
-                self._begin(connection, entry.durable, end)
-                single.begun = True
-                entry.result = entry.work(connection)
-                connection.execute("COMMIT")
-            except Exception as cause:
-                single.undo()
-                self._write_singly(single, cause, end)
+                self._write(single, until)
             finally:
                 single.settle()
 
@@ -222,7 +230,7 @@ class Writer:
             batch.fail(MaybeWritten(text), error)
             self._disconnect()
 
-    def _begin(self, connection: sqlite3.Connection, durable: bool, end: float) -> None:
+    def _begin(self, connection: sqlite3.Connection, durable: bool, until: float) -> None:
         if durable is not self._durable:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
@@ -231,15 +239,17 @@ class Writer:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 # A program that doesn't know the lock file, such as the sqlite3 shell, is writing.
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                     raise
             else:
                 return
 
     def _settle(self, batch: _Batch, own: _Entry) -> None:
         batch.settle()
+        if len(batch.entries) == 1:
+            return
         for entry in batch.entries:
-            if entry.done and entry is not own:
+            if entry.done and entry.latch is not None and entry is not own:
                 entry.latch.release()
         left = [entry for entry in batch.entries if not entry.done and entry is not own]
         if left:  # An exception from outside, such as a time limit, stopped us before anything was written.
@@ -249,7 +259,7 @@ class Writer:
     def _open(self) -> sqlite3.Connection:
         """The connection; a new one if the file has been replaced under us."""
         try:
-            inode = os.stat(self.path).st_ino  # noqa: PTH116 - it runs at every commit
+            inode = os.stat(self._name).st_ino  # noqa: PTH116 - it runs at every commit
         except FileNotFoundError:
             inode = 0
         if self._connection is not None:
@@ -290,11 +300,9 @@ class _Batch:
 
     __slots__ = ("begun", "connection", "entries", "undone")
 
-    def __init__(
-        self, entries: list[_Entry] | None = None, connection: sqlite3.Connection | None = None
-    ) -> None:
-        self.entries = entries or []
-        self.connection = connection
+    def __init__(self, entries: list[_Entry]) -> None:
+        self.entries = entries
+        self.connection: sqlite3.Connection | None = None
         self.begun = False
         self.undone = False
 
