@@ -6,14 +6,14 @@ at the bottom, and what tells of it at the top.
 
 from __future__ import annotations
 
-from callboard.store.barriers import BarrierBackend
-from callboard.store.results import StoreResultBackend
 from dramatiq import Middleware
 from dramatiq.middleware import AsyncIO, Callbacks, GroupCallbacks
 from dramatiq.results import Results
 
 from callboard.metrics import Metrics
 from callboard.store.base import Store
+from callboard.store.rate_limits import StoreRateLimiterBackend
+from callboard.store.results import StoreResultBackend
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
 from middleware.dead_letters import DeadLetters
@@ -38,8 +38,9 @@ def stack(store: Store, *, metrics: Metrics | None = None) -> list[Middleware]:
         AsyncIO(),  # Dramatiq's: the event loop of async actors, before any job can start
         Cancellation(),  # a cancelled job must not start, so it stands before all that prepares a run
         Expiry(),  # and so must an expired one
-        Results(backend=StoreResultBackend(store)),  # Dramatiq's, of its exact class: it looks for that
-        GroupCallbacks(BarrierBackend(store)),  # Dramatiq's: what follows a run comes after the run's fate
+        # Dramatiq's, of its exact class: it looks for that
+        Results(backend=StoreResultBackend(store)),  # type: ignore[no-untyped-call]  # it has no annotations
+        GroupCallbacks(StoreRateLimiterBackend(store)),  # Dramatiq's: what follows a run comes after its fate
         Callbacks(),  # Dramatiq's
         Pipelines(),  # Dramatiq's, but a result that is a mapping becomes part of the next payload
         Periodic(),  # declares the options of scheduled jobs

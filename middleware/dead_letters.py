@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from dramatiq import Broker, Middleware
 
 from callboard import dead_letter
+from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import Die
 from callboard.context import Cancelled
 from callboard.envelope import AttemptError
@@ -23,6 +23,7 @@ class DeadLetters(Middleware):
     ) -> None:
         if exception is None or message.disposition is not None or isinstance(exception, Cancelled):
             return
+        assert isinstance(broker, CallboardBroker)
         error_type, text = type(exception).__name__, str(exception)
         if isinstance(exception, Permanent):
             reason = f"permanent: {text}"
@@ -32,7 +33,7 @@ class DeadLetters(Middleware):
         message.fail()
         message.disposition = Die(
             reason[:1000],
-            failed_run=AttemptError(message.attempt, time.time(), error_type, text[:4000], worker_name()),
+            failed_run=AttemptError(message.attempt, broker.clock(), error_type, text[:4000], worker_name()),
             traceback=dead_letter.format_traceback(exception),
             fingerprint=dead_letter.fingerprint(
                 message.actor_name, error_type, text, dead_letter.where_raised(exception.__traceback__)

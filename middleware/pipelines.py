@@ -23,7 +23,8 @@ class Pipelines(middleware.Pipelines):
         if target is None:
             return
         if not isinstance(broker.actors.get(target["actor_name"]), JobActor):
-            super().after_process_message(broker, message, result=result, exception=exception)
+            stock: Any = super()  # it has no annotations
+            stock.after_process_message(broker, message, result=result, exception=exception)
             return
         following: Message[Any] = Message(**target)
         actor = broker.get_actor(message.actor_name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +9,7 @@ import dramatiq
 from dramatiq import Broker, Middleware
 from dramatiq.middleware import Shutdown
 
+from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import ClaimedMessage, GiveBack, Later
 from callboard.context import Cancelled
 from callboard.envelope import AttemptError
@@ -48,7 +48,8 @@ class Retries(Middleware):
     ) -> None:
         if exception is None or message.disposition is not None or isinstance(exception, Cancelled):
             return
-        now = time.time()
+        assert isinstance(broker, CallboardBroker)
+        now = broker.clock()
         if isinstance(exception, Shutdown):
             message.disposition = GiveBack()
         elif isinstance(exception, Snooze):

@@ -21,7 +21,8 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,20 +102,65 @@ class Broker(dramatiq.Broker):
         signer: Signer | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.driver = driver
-        self.store = store
-        self.recorder = Recorder(store) if store is not None else None
-        self.control = ControlWatch(store) if store is not None else None
-        self.clock = clock
+        self._attach(driver, store, clock)
         self.max_message_bytes = max_message_bytes
-        self.stopping = threading.Event()
         self._send_deadline = send_deadline
         self._park_deadline = park_deadline
         self._signer = signer
         self._hooks: dict[str, list[Callable[..., Any]]] = {}
         self._known_options: frozenset[str] = frozenset()
         super().__init__(middleware=list(middleware))
+
+    def _attach(self, driver: Driver, store: Store | None, clock: Callable[[], float]) -> None:
+        self.driver = driver
+        self.store = store
+        self.recorder = Recorder(store) if store is not None else None
+        self.control = ControlWatch(store) if store is not None else None
+        self.clock = clock
+        self.stopping = threading.Event()
         driver.declare(queues.QUARANTINE)
+
+    @contextmanager
+    def replaced(self, driver: Driver, *, store: Store | None, clock: Callable[[], float]) -> Iterator[None]:
+        """Work with another driver, store and clock until the block ends. For tests.
+
+        What middleware keeps in the store goes to the other one meanwhile. Queues and actors that were
+        declared in the block stay declared, but for actors that were defined inside a function.
+        """
+        before = {
+            **vars(self),
+            "middleware": list(self.middleware),
+            "actor_options": set(self.actor_options),
+            "_hooks": {},
+        }
+        own_driver, own_store, own_actors = self.driver, self.store, set(self.actors)
+        self._attach(driver, store, clock)
+        self._declare_queues_on(driver)
+        self._hand_middleware(own_store, store)
+        try:
+            yield
+        finally:
+            self._hand_middleware(store, own_store)
+            vars(self).update(before)
+            for name in self.actors.keys() - own_actors:
+                if _is_local(self.actors[name].fn):
+                    del self.actors[name]
+            self._declare_queues_on(own_driver)
+
+    def _declare_queues_on(self, driver: Driver) -> None:
+        for queue_name in self.queues:
+            driver.declare(queue_name)
+            driver.declare(queues.dead_queue(queues.category_of(queue_name)))
+
+    def _hand_middleware(self, old: Store | None, new: Store | None) -> None:
+        """Change a store for another where middleware holds it: in itself, or in a backend that it holds."""
+        if old is None:
+            return
+        for middleware in self.middleware:
+            for holder in (middleware, *vars(middleware).values()):
+                for name, value in list(getattr(holder, "__dict__", {}).items()):
+                    if value is old:
+                        setattr(holder, name, new)
 
     # -- declaring ---------------------------------------------------------------------------------------
 
@@ -690,6 +736,10 @@ def _inside_run(fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn(*args, **kwargs) if run is None else run.call(fn, args, kwargs)
 
     return body
+
+
+def _is_local(fn: Callable[..., Any]) -> bool:
+    return "<locals>" in getattr(fn, "__qualname__", "")
 
 
 def _due(delay: int | timedelta | None, now: float) -> tuple[float | None, int | None]:
