@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -110,6 +111,7 @@ class JobActor(dramatiq.Actor[P, R]):
     ) -> Message[R]:
         message = super().message_with_options(args=args, kwargs=kwargs, **options)
         object.__setattr__(message, "message_id", envelope.new_job_id())
+        object.__setattr__(message, "message_timestamp", self._now_ms())
         return message
 
     def message(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
@@ -159,7 +161,7 @@ class JobActor(dramatiq.Actor[P, R]):
 
     def _send(self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Message[R]:
         message = self._message(options, args, kwargs, check=False)
-        sent: Message[R] = self.broker.enqueue(message, delay=options.wait())
+        sent: Message[R] = self.broker.enqueue(message, delay=options.wait(self.broker.clock))
         return sent
 
     def _send_many(
@@ -171,7 +173,7 @@ class JobActor(dramatiq.Actor[P, R]):
             else self._message(options, (), item, check=False)
             for item in payloads
         ]
-        return self.broker.enqueue_many(messages, delay=options.wait()) if messages else []
+        return self.broker.enqueue_many(messages, delay=options.wait(self.broker.clock)) if messages else []
 
     def _message(
         self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True
@@ -194,10 +196,15 @@ class JobActor(dramatiq.Actor[P, R]):
                     self.actor_name,
                     payload_version=self.payload_version,
                     expires=self.options.get("expires"),
+                    clock=self.broker.clock,
                 )
             },
             message_id=job_id,
+            message_timestamp=self._now_ms(),
         )
+
+    def _now_ms(self) -> int:
+        return int(self.broker.clock() * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +219,17 @@ class SendOptions:
     tags: tuple[str, ...] = ()
     job_id: str | None = None
 
-    def wait(self) -> timedelta | None:
+    def wait(self, clock: Callable[[], float] = time.time) -> timedelta | None:
         """How long from now until it may start."""
-        return self.at - datetime.now(UTC) if self.at is not None else self.delay
+        return self.at - datetime.fromtimestamp(clock(), UTC) if self.at is not None else self.delay
 
     def extras(
-        self, actor_name: str, *, payload_version: int = 1, expires: timedelta | None = None
+        self,
+        actor_name: str,
+        *,
+        payload_version: int = 1,
+        expires: timedelta | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> dict[str, Any]:
         """What a message's `options.callboard` says; `expires` is the actor's own."""
         extras: dict[str, Any] = {"v": envelope.VERSION}
@@ -225,8 +237,11 @@ class SendOptions:
             extras["payload_version"] = payload_version
         expires_at = self.expires if self.expires is not None else expires
         if expires_at is not None:
-            moment = expires_at if isinstance(expires_at, datetime) else datetime.now(UTC) + expires_at
-            extras["expires"] = moment.timestamp()
+            extras["expires"] = (
+                expires_at.timestamp()
+                if isinstance(expires_at, datetime)
+                else clock() + expires_at.total_seconds()
+            )
         if self.tags:
             extras["tags"] = list(self.tags)
         if self.unique is not None:
