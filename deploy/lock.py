@@ -36,11 +36,11 @@ def main() -> int:
         )
     for installer in ("uv", "pip"):
         print(f"deploy/locks/{installer}.txt", flush=True)
-        compile_lock(installer, ["-", *upgrade], stdin=installer)
+        compile_lock(installer, ["-", *upgrade], "# Written by `make lock`.\n", stdin=installer)
     return 0
 
 
-def compile_lock(name: str, arguments: list[str], *, stdin: str = "") -> None:
+def compile_lock(name: str, arguments: list[str], header: str, *, stdin: str = "") -> None:
     """Resolve for every supported Python and platform at once, and name no index in the file."""
     path = LOCKS / f"{name}.txt"
     uv = [str(VENV / "bin" / "uv"), "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
@@ -49,7 +49,7 @@ def compile_lock(name: str, arguments: list[str], *, stdin: str = "") -> None:
     environment = uv_environment(os.environ)
     command = [*uv, *form, python, f"--output-file={path}", *arguments]
     subprocess.run(command, cwd=ROOT, env=environment, input=stdin, text=True, check=True)
-    path.write_text(f"{header()}{path.read_text()}")
+    path.write_text(f"{header}{path.read_text()}")
 
 
 def header() -> str:
