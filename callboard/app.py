@@ -65,7 +65,7 @@ def _exists(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # a parent of it
         return False
-    except Exception:  # its parent package can't be imported, and importing it will tell why
+    except Exception:  # noqa: BLE001  its parent package can't be imported, and importing it will tell why
         return True
 
 
@@ -75,8 +75,14 @@ def _declaring_modules(folder: Path) -> Iterator[str]:
         spec = importlib.machinery.PathFinder.find_spec(package, [str(folder)])
         if spec is None:
             continue
-        yield package
-        yield from _below(package, spec.submodule_search_locations or ())
+        places = list(spec.submodule_search_locations or ())
+        found = getattr(_import(package), "__path__", [])
+        if places != list(found):
+            raise AppError(
+                f"'{package}' is imported from {', '.join(found) or 'elsewhere'} and not from {', '.join(places)}; "
+                f"put an empty __init__.py there, and start Python without another '{package}' on its path"
+            )
+        yield from _below(package, places)
 
 
 def _below(package: str, paths: Sequence[str]) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """The worker: one thread that claims, several that run.
 
 The life of a worker: `start` opens an intake and starts the threads. The claiming thread keeps about
-50 ms of work waiting, measured by how long jobs take, so that a worker of long jobs hoards none. `stop`
-claims nothing more, gives back at once what no thread has started, waits for the running jobs within the
-grace, then interrupts them; what was interrupted goes back uncounted.
+50 ms of work waiting, measured by how long jobs take, so that a worker of long jobs hoards none; what waits
+longer than planned goes back to the broker, where a free worker finds it. How it stops is told in
+`callboard.worker.shutdown`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from dramatiq.middleware import Shutdown, SkipMessage
+from dramatiq.middleware import SkipMessage
 
 from callboard.brokers.base import Broker
-from callboard.brokers.claim import ClaimedMessage
+from callboard.brokers.claim import ClaimedMessage, HookFailed
 from callboard.brokers.driver import Delivery
+from callboard.store.base import Control
+from callboard.store.control import ControlWatch
+from callboard.worker.pace import AHEAD_MOST, Pace
+from callboard.worker.shutdown import Shutdown
+from callboard.worker.slots import Slots
 from callboard.worker.work_queue import WorkQueue
 
 log = structlog.get_logger(__name__)
 
-#: How many seconds of work wait in a worker beside what runs, and how many messages at most.
-AHEAD_SECONDS = 0.05
-AHEAD_MOST = 256
 _FETCH_TIMEOUT = 1.0
-_INTERRUPT_GRACE = 5.0
+_BATCH_MOST = 64
+#: What has waited in here for so many seconds, although it should have started within 0.05, goes back.
+_STALE = 0.25
+_NAPS = 0.001, 0.1
 
 
 class Worker:
@@ -37,25 +42,33 @@ class Worker:
         broker: Where they come from.
         queue_names: The queues.
         threads: How many jobs run at once.
+        slots: Where to tell the supervisor what runs.
 
     Attributes:
+        broker: As given.
         threads: As given.
         queue_names: As given.
     """
 
-    def __init__(self, broker: Broker, queue_names: Sequence[str], *, threads: int = 8) -> None:
+    def __init__(
+        self, broker: Broker, queue_names: Sequence[str], *, threads: int = 8, slots: Slots | None = None
+    ) -> None:
         if threads < 1:
             raise ValueError(f"a worker needs at least one thread, not {threads}")
         self.broker = broker
         self.queue_names = tuple(queue_names)
         self.threads = threads
-        self._work = WorkQueue()
-        self._running: dict[int, ClaimedMessage] = {}  # thread -> what it runs
-        self._mean_seconds = 0.0
+        self._slots = slots
+        self._pace = Pace(threads)
+        self._running: dict[int, tuple[ClaimedMessage, float]] = {}  # thread -> what it runs, since when
         self._stopping = threading.Event()
+        self._shutdown: Shutdown | None = None
+        self._has_room = threading.Event()
+        self._napping = False
+        self._work = WorkQueue(on_idle=self._end_nap)
         self._claimer = threading.Thread(target=self._claim, name="callboard-claimer", daemon=True)
         self._runners = [
-            threading.Thread(target=self._run, name=f"callboard-runner-{n}", daemon=True)
+            threading.Thread(target=self._run, args=(n,), name=f"callboard-runner-{n}", daemon=True)
             for n in range(threads)
         ]
 
@@ -67,89 +80,107 @@ class Worker:
     @property
     def running(self) -> list[ClaimedMessage]:
         """What runs now."""
-        return list(self._running.values())
+        return [message for message, _ in list(self._running.values())]
 
     def start(self) -> None:
         """Start claiming and running."""
         self.broker.emit_before("worker_boot", self)
         self._intake = self.broker.open_intake(self.queue_names, budget=AHEAD_MOST + self.threads)
+        if (control := self.broker.control) is not None:
+            control.on_change = self._control_changed
+            self._control_changed(control)
         for thread in self._runners:
             thread.start()
         self._claimer.start()
         self.broker.emit_after("worker_boot", self)
 
     def stop(self, *, grace: float = 30.0) -> bool:
-        """Stop: see the module's head.
+        """Stop: see `callboard.worker.shutdown`.
 
         Args:
             grace: Seconds that running jobs have to finish.
 
         Returns:
-            Whether every job that ran has finished, or was given back.
+            Whether every job that ran has finished, or was given back. If not, a job can't be reached, and
+            only the end of the process ends it; its claim ends with it.
         """
-        self.broker.emit_before("worker_shutdown", self)
+        self._shutdown = Shutdown(
+            self.broker, self, self._intake, self._work, self._claimer, self._runners, grace=grace
+        )
         self._stopping.set()
-        self._intake.pause(frozenset(self.queue_names))
-        self._intake.wake()
-        self._give_back([message.delivery for message in self._work.close()])
-        self._claimer.join(timeout=_FETCH_TIMEOUT + _INTERRUPT_GRACE)
-        finished = self._wait_for_runners(grace)
-        if not finished:
-            log.warning(
-                "grace is over, running jobs are interrupted", jobs=[m.message_id for m in self.running]
-            )
-            for message in self.running:
-                run = getattr(message, "run", None)
-                if run is not None:
-                    run.interrupt(Shutdown)
-            finished = self._wait_for_runners(_INTERRUPT_GRACE)
-        self._intake.flush(_INTERRUPT_GRACE)
-        self._intake.close()
-        self.broker.emit_after("worker_shutdown", self)
-        return finished
+        if self.broker.control is not None:
+            self.broker.control.on_change = None
+        self._end_nap()
+        return self._shutdown.run()
 
-    def _wait_for_runners(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        for thread in self._runners:
-            thread.join(timeout=max(0.0, end - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._runners)
+    def hurry(self) -> None:
+        """End the grace of a `stop` that is under way in another thread."""
+        if self._shutdown is not None:
+            self._shutdown.hurry()
+
+    def _control_changed(self, control: Control | ControlWatch) -> None:
+        if not self._stopping.is_set():
+            self._intake.pause(control.paused)
 
     # -- claiming ----------------------------------------------------------------------------------------
 
     def _claim(self) -> None:
         while not self._stopping.is_set():
             try:
-                room = self._room()
-                if room <= 0:
-                    # Woken by time, not by the runners: a hand-off a job would cost more than this nap.
-                    self._stopping.wait(0.001)
-                    continue
-                fetched = self._intake.fetch(room, _FETCH_TIMEOUT)
-                if fetched:
-                    self._hand_over(fetched)
+                self._has_room.clear()
+                self._napping = True
+                room, patience = self._room()
+                if room > 0:
+                    self._napping = False
+                    self._hand_over(self._intake.fetch(room, patience))
+                else:
+                    self._has_room.wait(patience)
             except Exception:
                 log.exception("claiming failed, it goes on in a second")
                 self._stopping.wait(1.0)
 
-    def _room(self) -> int:
-        """How many more messages to claim: for the idle threads, and for the next 50 ms."""
-        waiting = len(self._work)
-        if self._mean_seconds <= 0:
-            ahead = self.threads
-        else:
-            ahead = min(AHEAD_MOST, int(self.threads * AHEAD_SECONDS / self._mean_seconds))
-        room = self.threads - len(self._running) + ahead - waiting
-        # Many short jobs: claim in batches, not one by one as each is done.
-        return room if room >= min(ahead // 2, 64) else 0
+    def _end_nap(self) -> None:
+        if self._napping:
+            self._has_room.set()
+
+    def _room(self) -> tuple[int, float]:
+        """How many messages to claim, and for how long to wait: for the first of them, or for room.
+
+        A thread that has nothing to do ends the wait for room. Otherwise it is time that does: to be woken
+        for every job that ends would cost more than the job.
+        """
+        pace, waiting, now = self._pace, len(self._work), time.perf_counter()
+        running_for = [now - since for _, since in list(self._running.values())]
+        expected = pace.expect(running_for)
+        ahead = pace.ahead(expected)
+        room = self.threads - len(running_for) + ahead - waiting
+        batch = max(1, min(ahead // 2, _BATCH_MOST))  # of many short jobs: not one by one, as each is done
+        if room >= batch:
+            return room, _STALE if waiting else _FETCH_TIMEOUT
+        if waiting > ahead and len(running_for) >= self.threads and self._work.longest_wait() > _STALE:
+            pace.mean = expected
+            self._give_back([message.delivery for message in self._work.give_up(waiting - ahead)])
+        if not waiting and not ahead:
+            return 0, _FETCH_TIMEOUT
+        soon = (batch - room) * (expected or 0.0) / self.threads
+        return 0, min(max(soon, _NAPS[0]), _NAPS[1])
 
     def _hand_over(self, fetched: list[Delivery]) -> None:
-        if self._stopping.is_set():
-            self._give_back(fetched)
-            return
-        received = [self.broker.receive(delivery, self._intake) for delivery in fetched]
-        messages = [message for message in received if message is not None]
-        self._work.put(messages)
-        if self._stopping.is_set():
+        for number, delivery in enumerate(fetched):
+            if self._stopping.is_set():
+                self._give_back(fetched[number:])
+                break
+            try:
+                message = self.broker.receive(delivery, self._intake)
+            except Exception:
+                log.exception(
+                    "a message can't be received, it stays claimed until this worker ends",
+                    queue=delivery.queue,
+                )
+                continue
+            if message is not None:
+                self._work.put(message)
+        if self._stopping.is_set():  # which may have emptied the queue before the last of these came
             self._give_back([message.delivery for message in self._work.close()])
 
     def _give_back(self, deliveries: list[Delivery]) -> None:
@@ -159,21 +190,32 @@ class Worker:
 
     # -- running -----------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        thread, work, running = threading.get_ident(), self._work, self._running
+    def _run(self, number: int) -> None:
+        """A thread's life. Nothing that a job or a hook raises ends it."""
+        thread, work, running, slots, pace = (
+            threading.get_ident(),
+            self._work,
+            self._running,
+            self._slots,
+            self._pace,
+        )
         self.broker.emit_after("worker_thread_boot", threading.current_thread())
+        message: ClaimedMessage | None
         while (message := work.get()) is not None:
-            running[thread] = message
             started = time.perf_counter()
+            running[thread] = message, started
+            if slots is not None:
+                slots.start(number, message.message_id)
             try:
                 self._process(message)
-            except BaseException:
-                log.exception(
-                    "settling failed, the job stays claimed until this worker ends", job_id=message.message_id
-                )
+            except BaseException as error:  # noqa: BLE001  a hook may raise SystemExit, too
+                self._contain(message, error)
             finally:
                 running.pop(thread, None)
-                self._mean_seconds += (time.perf_counter() - started - self._mean_seconds) * 0.02
+                if slots is not None:
+                    slots.end(number)
+                pace.note(time.perf_counter() - started)
+                message = None  # an idle thread keeps no payload alive
         self.broker.emit_before("worker_thread_shutdown", threading.current_thread())
 
     def _process(self, message: ClaimedMessage) -> None:
@@ -197,3 +239,15 @@ class Worker:
             broker.emit_after("process_message", message, result=result, exception=error)
         broker.finish(message)
         message.clear_exception()  # it refers to the frames of the run
+
+    def _contain(self, message: ClaimedMessage, error: BaseException) -> None:
+        """Something around the run failed that never should. The job comes again, if that can be had."""
+        log.error("a run's surroundings failed", job_id=message.message_id, exc_info=error)
+        try:
+            if not message.settled:
+                message.disposition = HookFailed("worker", error)
+                self.broker.settle(message)
+        except BaseException:
+            log.exception(
+                "settling failed, the job stays claimed until this worker ends", job_id=message.message_id
+            )

@@ -1,0 +1,569 @@
+"""The supervisor: keeps worker processes running, and stops them together.
+
+The life of a worker's processes:
+
+- The application is loaded in a process of its own, the zygote (`callboard.worker.zygote`), which forks the
+  worker processes. The supervisor itself imports nothing of the application, runs no threads, and does
+  little enough to outlive whatever its children do.
+- A process that dies is replaced at once, and the others go on. One that can't even start is tried again
+  ever later; if none ever could, the supervisor says why and gives up.
+- SIGTERM and SIGINT stop all within the grace, a second one at once: running jobs are interrupted and given
+  back. A third kills. SIGHUP loads the application anew and replaces the processes one by one; if it can't be
+  loaded, the old ones stay.
+- When the supervisor dies, the others see the end of a pipe that only it holds open, and stop.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import structlog
+
+from callboard import errors
+from callboard.errors import AppError, CallboardError
+from callboard.worker.child import Companion, Plan, run_child
+from callboard.worker.reload import Watcher
+from callboard.worker.reports import Report, Reports
+from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
+from callboard.worker.slots import SlotMemory
+from callboard.worker.zygote import Zygote, adopt_orphans, companion_number, fork
+
+log = structlog.get_logger(__name__)
+
+MAX_PROCESSES = 50
+_BEGIN_SECONDS = 10.0  # from the order to fork a process to its first word
+_GIVE_UP_AFTER = 3  # failed starts of a process, if none has ever started
+_BACKOFF_FIRST, _BACKOFF_MOST = 0.1, 10.0
+_SHORT_LIFE, _SHORT_LIFE_PAUSE = 2.0, 0.5
+_STOP, _QUICK, _KILL = 1, 2, 3
+_SIGNALS = {_STOP: signal.SIGTERM, _QUICK: signal.SIGQUIT, _KILL: signal.SIGKILL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What a worker is to do.
+
+    Attributes:
+        queues: Patterns over the declared queues, such as `email.*`; none means all.
+        processes: How many processes run jobs.
+        threads: How many jobs each of them runs at once.
+        grace: Seconds that running jobs have to finish when the worker stops.
+        module: The module that has the application's `broker`.
+        modules: More modules that declare actors.
+        log_level: The least level that is logged.
+        log_format: 'console', 'json' or 'auto'.
+        watch: Folders; when a file in them changes, the application is loaded anew.
+        companions: What else runs, each in a process of its own, by name.
+    """
+
+    queues: tuple[str, ...] = ()
+    processes: int = 2
+    threads: int = 8
+    grace: float = 30.0
+    module: str = "broker"
+    modules: tuple[str, ...] = ()
+    log_level: str = "info"
+    log_format: str = "auto"
+    watch: tuple[Path, ...] = ()
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.processes <= MAX_PROCESSES:
+            raise ValueError(f"a worker has 1 to {MAX_PROCESSES} processes, not {self.processes}")
+        if self.threads < 1:
+            raise ValueError(f"a worker process needs at least one thread, not {self.threads}")
+        if self.grace < 0:
+            raise ValueError(f"the grace can't be negative: {self.grace}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a process, as `on_event` is told it; it is logged as well.
+
+    Attributes:
+        kind: `started`, `died` (by itself), `replaced` (one that died is, by this one), `stopped` (as it was
+            told to), `reloaded` (the application, not a process).
+        pid: Of the process.
+        at: Seconds since the epoch.
+        companion: Its name, if the process is no worker.
+        exit: How it ended, in words.
+        running: The ids of the jobs that it ran when it died.
+        seconds: How long it lived; for `replaced`, how long the other's place was empty.
+        replaces: The pid of the one that died.
+    """
+
+    kind: Literal["started", "died", "replaced", "stopped", "reloaded"]
+    pid: int
+    at: float
+    companion: str | None = None
+    exit: str = ""
+    running: tuple[str, ...] = ()
+    seconds: float = 0.0
+    replaces: int | None = None
+
+
+def run_supervisor(options: WorkerOptions, *, on_event: Callable[[Event], None] | None = None) -> int:
+    """Run worker processes until a signal says stop; returns the exit code: 0, or 1 if none could start.
+
+    For a command's main thread: it takes over the process' signals and its children, and forks, so nothing
+    else should run beside it.
+
+    Raises:
+        CallboardError: If the application can't be loaded, or a pattern matches no queue.
+    """
+    return Supervisor(options, on_event).run()
+
+
+@dataclass(slots=True, eq=False)
+class _Process:
+    pid: int
+    block: int
+    seat: _Seat
+    app: int  # which load of the application it runs
+    begun: float
+    ready: float | None = None
+    failure: str = ""  # why it couldn't start
+    told: int = 0  # to stop, and how urgently
+    told_at: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """The place of one process: who has it, who is to take over, what went wrong."""
+
+    companion: str | None
+    holder: _Process | None = None
+    successor: _Process | None = None
+    ordered: tuple[int, float] | None = None  # a process that hasn't begun: its block, since when
+    not_before: float = 0.0
+    failures: int = 0
+    short_lives: int = 0
+    lost: tuple[int, float] | None = None  # the pid of the one that died here, and when
+
+
+class Supervisor:
+    """See the module's head."""
+
+    def __init__(self, options: WorkerOptions, on_event: Callable[[Event], None] | None = None) -> None:
+        self._options = options
+        self._on_event = on_event or (lambda event: None)
+        self._seats = [_Seat(None) for _ in range(options.processes)]
+        self._seats += [_Seat(name) for name in options.companions]
+        self._blocks = deque(range(4 * len(self._seats)))  # some for those that leave while others come
+        self._processes: dict[int, _Process] = {}
+        self._app = 0  # how often the application has been loaded
+        self._reload_all = False
+        self._zygote: Zygote | None = None
+        self._loading: Zygote | None = None
+        self._hazard = ""
+        self._urgency = 0
+        self._code = 0
+        self._ever_ready = False
+        self._last_failure = ""
+        self._refusal: CallboardError | None = None
+
+    def run(self) -> int:
+        """Run until told to stop; returns the exit code."""
+        self._had_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._open()
+        try:
+            with self._listening():
+                self._adopts = adopt_orphans()
+                self._load()
+                while not self._done():
+                    self._turn()
+        finally:
+            self._close()
+        if self._refusal is not None:
+            raise self._refusal
+        log.info("worker stopped")
+        return self._code
+
+    def _open(self) -> None:
+        options = self._options
+        lifeline, self._lifeline = os.pipe()
+        self._reports = Reports()
+        self._awake, self._waker = os.pipe()
+        for end in (self._awake, self._waker):
+            os.set_blocking(end, False)
+        self._slots = SlotMemory(len(self._blocks), options.threads)
+        self._watcher = Watcher(options.watch) if options.watch else None
+        self._plan = Plan(
+            module=options.module,
+            modules=options.modules,
+            patterns=options.queues,
+            threads=options.threads,
+            grace=options.grace,
+            log_level=options.log_level,
+            log_format=options.log_format,
+            companions=options.companions,
+            reports=self._reports,
+            slots=self._slots,
+            lifeline=lifeline,
+        )
+
+    def _close(self) -> None:
+        for zygote in (self._zygote, self._loading):
+            if zygote is not None:
+                zygote.end()
+                os.waitpid(zygote.pid, 0)
+        self._reports.close()
+        for end in (self._plan.lifeline, self._lifeline, self._awake, self._waker):
+            os.close(end)
+
+    def _forget(self) -> None:
+        """In a new process: let go of what is the supervisor's own."""
+        signal.set_wakeup_fd(-1)
+        self._reports.only_send()
+        for end in (self._lifeline, self._awake, self._waker):
+            os.close(end)
+        for zygote in (self._zygote, self._loading):
+            if zygote is not None:
+                zygote.close()
+
+    # -- signals -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Have signals wake the loop; what they ask is done there."""
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            numbers.append(signal.SIGHUP)
+        before: dict[signal.Signals, Any] = {
+            number: signal.signal(number, lambda *_: None) for number in numbers
+        }
+        fd_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(fd_before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _obey(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stop(self._urgency + 1)
+            elif number == signal.SIGQUIT:
+                self._stop(max(_QUICK, self._urgency))
+            elif number == signal.SIGHUP:
+                if self._had_terminal and not sys.stderr.isatty():
+                    self._stop(max(_STOP, self._urgency))  # the terminal was closed
+                else:
+                    log.info("restarting the worker processes, one by one")
+                    self._load(all_at_once=False)
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._fill()
+        readable, _, _ = select.select([self._awake, self._reports.fileno()], [], [], self._patience())
+        if self._awake in readable:
+            self._obey(os.read(self._awake, 256))
+        self._hear()
+        self._reap()
+        self._escalate()
+        if self._watcher is not None and not self._urgency and (changed := self._watcher.changed()):
+            log.info("files changed, loading the application anew", files=[str(path) for path in changed[:5]])
+            self._load(all_at_once=True)
+
+    def _patience(self) -> float:
+        """Seconds until the loop looks again although nothing wakes it."""
+        busy = self._urgency or any(
+            seat.ordered or (seat.holder is None and self._app) or seat.successor for seat in self._seats
+        )
+        if busy:
+            return 0.05
+        return 0.3 if self._watcher is not None else 5.0
+
+    def _done(self) -> bool:
+        return bool(self._urgency) and not self._processes and not any(seat.ordered for seat in self._seats)
+
+    # -- loading the application ---------------------------------------------------------------------------
+
+    def _load(self, *, all_at_once: bool = True) -> None:
+        if self._urgency:
+            return
+        if self._loading is not None:
+            self._loading.end()  # it reads what has changed again meanwhile
+        self._reload_all = all_at_once
+        self._loading = Zygote(self._plan, forget=self._forget)
+
+    def _loaded(self, report: Report) -> None:
+        if self._loading is None or report.pid != self._loading.pid:
+            return
+        if self._zygote is not None:
+            self._zygote.end()
+        self._zygote, self._loading = self._loading, None
+        self._app += 1
+        self._hazard = report.hazard or ("" if self._adopts else "orphans can't be adopted here")
+        if self._app == 1:
+            log.info(
+                "worker started",
+                pid=os.getpid(),
+                processes=self._options.processes,
+                threads=self._options.threads,
+                queues=report.queues,
+            )
+        else:
+            self._tell(Event(kind="reloaded", pid=self._zygote.pid, at=time.time()))
+        if report.hazard:
+            log.info("each worker process loads the application by itself", reason=report.hazard)
+
+    def _refused(self, error: CallboardError) -> None:
+        """The application can't be loaded: the end of a worker that starts, and no harm to one that runs."""
+        if self._app == 0:
+            self._refusal = error
+            self._stop(_STOP)
+        else:
+            log.error("the application can't be loaded, the worker goes on as it was", error=str(error))
+
+    # -- filling seats -------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        if self._urgency or not self._app:
+            return
+        now = time.monotonic()
+        for seat in self._seats:
+            if seat.ordered is not None and now - seat.ordered[1] > _BEGIN_SECONDS:
+                log.warning("a worker process didn't begin, another is ordered")
+                self._blocks.append(seat.ordered[0])
+                seat.ordered = None
+            if self._wants(seat) and now >= seat.not_before and self._blocks:
+                self._order(seat, now)
+
+    def _wants(self, seat: _Seat) -> bool:
+        if seat.ordered is not None or seat.successor is not None:
+            return False
+        if seat.holder is None:
+            return True
+        if seat.holder.app == self._app or seat.holder.ready is None:
+            return False
+        leaving = any(process.told for process in self._processes.values())
+        coming = any(other.ordered or other.successor for other in self._seats)
+        return self._reload_all or not (leaving or coming)
+
+    def _order(self, seat: _Seat, now: float) -> None:
+        block = self._blocks.popleft()
+        self._slots.of(block).clear()
+        seat.ordered = block, now
+        try:
+            if self._hazard or self._zygote is None:
+                fork(lambda: self._run_child(block, seat.companion))
+            else:
+                self._zygote.fork(block, companion_number(list(self._options.companions), seat.companion))
+        except OSError as error:
+            self._not_begun(block, f"no process can be forked: {error}")
+
+    def _run_child(self, block: int, companion: str | None) -> NoReturn:
+        """In a new process, which loads the application by itself."""
+        self._forget()
+        run_child(self._plan, block=block, companion=companion)
+
+    def _begun(self, report: Report) -> None:
+        for seat in self._seats:
+            if seat.ordered is not None and seat.ordered[0] == report.block:
+                seat.ordered = None
+                process = _Process(report.pid, report.block, seat, self._app, time.monotonic())
+                self._processes[process.pid] = process
+                if seat.holder is None:
+                    seat.holder = process
+                else:
+                    seat.successor = process
+                if self._urgency:
+                    self._ask(process, self._urgency)
+                return
+        os.kill(report.pid, signal.SIGKILL)  # ordered, given up, and late
+
+    def _ready(self, report: Report) -> None:
+        process = self._processes.get(report.pid)
+        if process is None:
+            return
+        process.ready = time.monotonic()
+        self._ever_ready = True
+        seat = process.seat
+        seat.failures = 0
+        if seat.successor is process:
+            predecessor, seat.holder, seat.successor = seat.holder, process, None
+            if predecessor is not None:
+                self._ask(predecessor, _STOP)
+        if seat.lost is not None:
+            pid, since = seat.lost
+            seat.lost = None
+            self._tell(self._event("replaced", process, seconds=process.ready - since, replaces=pid))
+        else:
+            self._tell(self._event("started", process, seconds=process.ready - process.begun))
+
+    def _not_begun(self, block: int, text: str) -> None:
+        """A process that was ordered isn't there."""
+        for seat in self._seats:
+            if seat.ordered is not None and seat.ordered[0] == block:
+                seat.ordered = None
+                self._blocks.append(block)
+                self._not_started(seat, text)
+
+    def _not_started(self, seat: _Seat, text: str) -> None:
+        """A process couldn't start: its seat waits, ever longer."""
+        seat.failures += 1
+        wait = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2 ** (seat.failures - 1))
+        seat.not_before = time.monotonic() + wait
+        if text != self._last_failure:
+            self._last_failure = text
+            log.error("a worker process can't start", error=text)
+        if not self._ever_ready and seat.failures >= _GIVE_UP_AFTER and not self._urgency:
+            log.error("no worker process could start, giving up", tries=seat.failures)
+            self._code = 1
+            self._stop(_STOP)
+
+    # -- hearing and reaping -------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        for report in self._reports.receive():
+            if report.kind == "loaded":
+                self._loaded(report)
+            elif report.kind == "refused":
+                if self._loading is not None and report.pid == self._loading.pid:
+                    self._refused(_error_of(report))
+            elif report.kind == "begun":
+                self._begun(report)
+            elif report.kind == "ready":
+                self._ready(report)
+            elif (process := self._processes.get(report.pid)) is not None:
+                process.failure = report.text
+            else:
+                self._not_begun(report.block, report.text)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._hear()  # whatever it said, it said before it ended
+            code = os.waitstatus_to_exitcode(status)
+            if (process := self._processes.pop(pid, None)) is not None:
+                self._ended(process, _in_words(code))
+            elif self._loading is not None and pid == self._loading.pid:
+                self._loading.close()
+                self._loading = None
+                if code != 0:
+                    self._refused(AppError(f"loading the application ended the process: {_in_words(code)}"))
+            elif self._zygote is not None and pid == self._zygote.pid:
+                self._zygote.close()
+                self._zygote = None
+                if not self._hazard and not self._urgency:
+                    log.warning(
+                        "the process that starts the others died, starting another", exit=_in_words(code)
+                    )
+                    self._load()
+
+    def _ended(self, process: _Process, exit_: str) -> None:
+        now, seat = time.monotonic(), process.seat
+        slots = self._slots.of(process.block)
+        running = tuple(slots.running())
+        self._blocks.append(process.block)
+        if seat.successor is process:
+            seat.successor = None
+        if seat.holder is process:
+            seat.holder, seat.successor = seat.successor, None
+        if process.told:
+            self._tell(self._event("stopped", process, exit=exit_, seconds=now - process.begun))
+        elif process.ready is None:
+            self._not_started(seat, process.failure or f"it ended before it was ready: {exit_}")
+        else:
+            lived = now - process.ready
+            seat.short_lives = seat.short_lives + 1 if lived < _SHORT_LIFE else 0
+            if seat.short_lives > 1:
+                seat.not_before = now + _SHORT_LIFE_PAUSE
+            seat.lost = process.pid, now
+            self._tell(self._event("died", process, exit=exit_, running=running, seconds=lived))
+
+    # -- stopping ------------------------------------------------------------------------------------------
+
+    def _stop(self, urgency: int) -> None:
+        """Stop everything: 1 within the grace, 2 at once, 3 by killing."""
+        urgency = min(urgency, _KILL)
+        if urgency == self._urgency:
+            return
+        if not self._urgency and self._processes:
+            log.info("stopping, running jobs may finish", grace=self._options.grace)
+        elif urgency == _QUICK:
+            log.warning("stopping at once, running jobs are interrupted and given back")
+        self._urgency = urgency
+        for process in self._processes.values():
+            self._ask(process, urgency)
+
+    def _ask(self, process: _Process, urgency: int) -> None:
+        if urgency > process.told:
+            process.told, process.told_at = urgency, time.monotonic()
+            try:
+                os.kill(process.pid, _SIGNALS[urgency])
+            except ProcessLookupError:
+                return
+
+    def _escalate(self) -> None:
+        """Kill what doesn't stop although it was told to: its claims come back by themselves."""
+        now = time.monotonic()
+        for process in list(self._processes.values()):
+            if process.told in (_STOP, _QUICK):
+                grace = self._options.grace if process.told == _STOP else 0.0
+                if now - process.told_at > grace + INTERRUPT_SECONDS + 2 * FLUSH_SECONDS:
+                    log.error("a worker process doesn't stop, killing it", pid=process.pid)
+                    self._ask(process, _KILL)
+
+    # -- telling -------------------------------------------------------------------------------------------
+
+    def _event(
+        self, kind: Literal["started", "died", "replaced", "stopped"], process: _Process, **what: Any
+    ) -> Event:
+        return Event(kind=kind, pid=process.pid, at=time.time(), companion=process.seat.companion, **what)
+
+    def _tell(self, event: Event) -> None:
+        fields: dict[str, Any] = {"pid": event.pid}
+        if event.companion:
+            fields["companion"] = event.companion
+        if event.kind == "died":
+            fields |= {"exit": event.exit, "running": list(event.running), "lived": round(event.seconds, 1)}
+            log.error("worker process died, it is replaced", **fields)
+        elif event.kind == "replaced":
+            log.info(
+                "worker process replaced", replaces=event.replaces, seconds=round(event.seconds, 2), **fields
+            )
+        elif event.kind == "stopped":
+            log.info("worker process stopped", exit=event.exit, **fields)
+        elif event.kind == "started":
+            log.info("worker process started", **fields)
+        else:
+            log.info("application loaded anew")
+        self._on_event(event)
+
+
+def _error_of(report: Report) -> CallboardError:
+    """The error that another process reported."""
+    if report.error == "UnknownQueue":
+        return errors.UnknownQueue(report.text)
+    if report.error == "SettingsError":
+        return errors.SettingsError(report.text)
+    return AppError(report.text)
+
+
+def _in_words(code: int) -> str:
+    """How a process ended: 'signal 9 (SIGKILL)' or 'exit code 1'."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"signal {-code}"
