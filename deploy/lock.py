@@ -29,11 +29,9 @@ CONTENTS = {
 def main() -> int:
     upgrade = ["--upgrade"] if os.environ.get("UPGRADE") else []
     for name, options in CONTENTS.items():
-        as_in_everything = [] if name == "all" else [f"--constraints={EVERYTHING}"]
+        versions = upgrade if name == "all" else [f"--constraints={EVERYTHING}"]
         print(f"deploy/locks/{name}.txt", flush=True)
-        compile_lock(
-            name, ["pyproject.toml", *options, *as_in_everything, *(upgrade if name == "all" else [])]
-        )
+        compile_lock(name, ["pyproject.toml", *options, *versions], header())
     for installer in ("uv", "pip"):
         print(f"deploy/locks/{installer}.txt", flush=True)
         compile_lock(installer, ["-", *upgrade], "# Written by `make lock`.\n", stdin=installer)
