@@ -28,7 +28,7 @@ class AppError(CallboardError):
 
 
 class UnknownQueue(CallboardError, LookupError):
-    """A pattern matches no queue that the application declares; the message lists the queues."""
+    """There is no such queue, or a pattern matches none; the message tells which there are."""
 
 
 class MissingExtra(CallboardError):
@@ -125,17 +125,6 @@ class InvalidQuery(CallboardError, ValueError):
 
 class JobNotFound(CallboardError, LookupError):
     """No job has this id, as far as the store and the broker know."""
-
-
-class QueueNotFound(CallboardError, LookupError):
-    """No queue of jobs has this name, or fits this pattern; the message suggests the nearest."""
-
-    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
-        known = sorted(known)
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "'callboard queues list' shows them"
-        super().__init__(f"there is no queue of jobs '{name}'; {hint}")
-        self.name = name
 
 
 class NotPossible(CallboardError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import structlog
@@ -11,7 +12,7 @@ import structlog
 from callboard import envelope, queues
 from callboard.brokers.base import RECEIVE_LIMIT, Broker
 from callboard.brokers.driver import StoredMessage, Verdict
-from callboard.errors import NotPossible, QueueNotFound, StoreUnavailable, Unreadable
+from callboard.errors import NotPossible, StoreUnavailable, UnknownQueue, Unreadable
 from callboard.operations.audit import Audit
 from callboard.operations.why import can_locate, is_job_queue
 from callboard.states import State, order
@@ -101,7 +102,7 @@ class Queues:
         """Ask workers to claim nothing more from the queues that fit; what runs goes on. Returns their names.
 
         Raises:
-            QueueNotFound
+            UnknownQueue
             StoreUnavailable
         """
         names = self._matching(pattern)
@@ -114,7 +115,7 @@ class Queues:
         """Undo `pause`, for the paused queues that fit. Returns their names.
 
         Raises:
-            QueueNotFound
+            UnknownQueue
             StoreUnavailable
         """
         control = self._store().control()
@@ -133,7 +134,7 @@ class Queues:
         On RabbitMQ, what isn't due yet stays.
 
         Raises:
-            QueueNotFound
+            UnknownQueue
             NotPossible: It is no queue of jobs.
             StoreUnavailable: It can't be audited, so nothing was thrown away.
             BrokerUnavailable: Some may have been thrown away; the audit says that it was begun.
@@ -209,8 +210,11 @@ class Queues:
             raise self._not_found(pattern)
         return names
 
-    def _not_found(self, name: str) -> QueueNotFound:
-        return QueueNotFound(name, (known for known in self._names() if is_job_queue(known)))
+    def _not_found(self, name: str) -> UnknownQueue:
+        known = sorted(queue for queue in self._names() if is_job_queue(queue))
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "'callboard queues list' shows them"
+        return UnknownQueue(f"there is no queue of jobs '{name}'; {hint}")
 
     def _control(self) -> tuple[frozenset[str] | None, list[Heartbeat]]:
         if self._broker.store is None:
