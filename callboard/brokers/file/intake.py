@@ -13,8 +13,8 @@ import structlog
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.file import forks, messages, workers
 from callboard.brokers.file.bells import Bell
-from callboard.brokers.file.messages import Claims, Picker
-from callboard.brokers.file.schema import queue_of
+from callboard.brokers.file.picker import Claims, Picker
+from callboard.brokers.file.schema import PLACE_BITS, queue_of
 from callboard.brokers.file.workers import Registration
 from callboard.brokers.file.writer import MaybeWritten
 from callboard.errors import BrokerUnavailable
@@ -48,6 +48,7 @@ class FileIntake(Intake):
         self._returns: list[int] = []
         self._applying = threading.Lock()  # held while claims are changed in the file
         self._given = threading.Event()  # there are acks
+        self._armed = False
         self._alarm = threading.Event()  # `wake` was called
         self._flusher: threading.Thread | None = None
         self._registration: Registration | None = None
@@ -126,11 +127,11 @@ class FileIntake(Intake):
             claims = self._writer.run(work, durable=False, until=time.monotonic() + _TRANSACTION)
             del self._acks[: len(acks)], self._returns[: len(returns)]
             names = self._driver.queue_names
-            found = []
-            for id_, redelivered, headers, body in claims.rows:
-                delivery = Delivery(names[queue_of(id_)], body, headers, id_, bool(redelivered))
-                self._held[id_] = delivery
-                found.append(delivery)
+            found = [
+                Delivery(names[id_ >> PLACE_BITS], body, headers, id_, redelivered == 1)
+                for id_, redelivered, headers, body in claims.rows
+            ]
+            self._held.update((delivery.token, delivery) for delivery in found)
         return found, claims.next_due
 
     def wake(self) -> None:
@@ -214,37 +215,39 @@ class FileIntake(Intake):
         return self._held.get(delivery.token) is delivery
 
     def ack(self, delivery: Delivery) -> None:
-        if not self._drop(delivery):
-            return
-        self._acks.append(delivery.token)
-        self._arm()
-        if self._full:
-            self._ring_own_bell()
+        if self._drop(delivery):
+            self._acks.append(delivery.token)
+            if not self._armed:
+                self._arm()
+            if self._full:
+                self._ring_own_bell()
 
     def _drop(self, delivery: Delivery) -> bool:
         """No more ours; False if it wasn't."""
-        return self.holds(delivery) and self._held.pop(delivery.token, None) is not None
+        held = self._held.get(delivery.token)
+        return held is delivery and self._held.pop(delivery.token, None) is not None
 
     def _arm(self) -> None:
         """See to it that acks are applied soon, even if nobody fetches."""
-        if not self._given.is_set():
-            self._given.set()
-            if self._flusher is None:
-                self._flusher = threading.Thread(target=self._flush_for_ever, name="file-acks", daemon=True)
-                self._flusher.start()
+        self._armed = True
+        self._given.set()
+        if self._flusher is None:
+            self._flusher = threading.Thread(target=self._flush_for_ever, name="file-acks", daemon=True)
+            self._flusher.start()
 
     def _flush_for_ever(self) -> None:
         while not self._closed:
             self._given.wait()
             time.sleep(_ACK_DELAY)
             self._given.clear()
+            self._armed = False
             try:
                 with self._applying:
                     self._apply()
             except (BrokerUnavailable, OSError) as error:
                 self._failed(error)
                 time.sleep(LONGEST_SLEEP)
-                self._given.set()
+                self._arm()
 
     def _apply(self) -> None:
         registration = self._registration

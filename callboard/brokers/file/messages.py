@@ -5,20 +5,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from callboard.brokers.driver import Outgoing
 from callboard.brokers.file.schema import (
-    LAST_PLACE,
     NOBODY,
-    PLACE_BITS,
     first_id,
     last_id,
     microseconds,
-    place_of,
     queue_of,
 )
-from callboard.queues import priority_of
 
 Row = tuple[int, int, bytes, bytes]  # id, redelivered, headers, body
 
@@ -112,150 +107,8 @@ def rescue(connection: sqlite3.Connection, worker: int) -> list[int]:
     return sorted({queue_of(id_) for (id_,) in rows})
 
 
-@dataclass(slots=True)
-class Claims:
-    """What a claim brought."""
-
-    rows: list[Row] = field(default_factory=list)
-    next_due: float | None = None  # of what isn't due yet; only if nothing was claimed
-
-
-class Picker:
-    """Chooses what a worker claims: by priority, then by age; of every eight the last by age alone."""
-
-    def __init__(self, numbers: Mapping[str, int]) -> None:
-        """Choose from these queues, given with their numbers."""
-        self._numbers = list(numbers.values())
-        tiers: dict[int, list[int]] = {}
-        for name, number in numbers.items():
-            tiers.setdefault(priority_of(name), []).append(number)
-        self._tiers = [tiers[priority] for priority in sorted(tiers)]
-        self._turn = 0
-        listed = ", ".join(map(str, self._numbers)) or "NULL"
-        self._ready_sql = (
-            f"SELECT (SELECT id FROM messages WHERE id BETWEEN (queues.id << {PLACE_BITS})"
-            f" AND (queues.id << {PLACE_BITS} | {LAST_PLACE}) AND claim = {NOBODY} ORDER BY id LIMIT 1) AS head"
-            f" FROM queues WHERE id IN ({listed}) AND head IS NOT NULL"
-        )
-        self._due_sql = (
-            f"SELECT id, (SELECT due FROM delayed WHERE queue = queues.id ORDER BY due LIMIT 1) AS head"
-            f" FROM queues WHERE id IN ({listed}) AND head IS NOT NULL"
-        )
-
-    def claim(self, connection: sqlite3.Connection, worker: int, limit: int, now: float) -> Claims:
-        """Claim up to `limit` messages."""
-        next_due = self._promote(connection, now)
-        rows = self._pick(connection, limit) if limit > 0 else []
-        if not rows:
-            return Claims(next_due=next_due)
-        connection.executemany(f"UPDATE messages SET claim = {worker} WHERE id = ?", [(r[0],) for r in rows])
-        return Claims(rows)
-
-    def _promote(self, connection: sqlite3.Connection, now: float) -> float | None:
-        """Move what is due to the ends of the queues; returns when the next is due."""
-        moment = microseconds(now)
-        next_due: int | None = None
-        for queue, due in connection.execute(self._due_sql).fetchall():
-            if due <= moment:
-                _promote(connection, queue, moment, now)
-                due = moment  # there may be more
-            if next_due is None or due < next_due:
-                next_due = due
-        return None if next_due is None else next_due / 1_000_000
-
-    def _pick(self, connection: sqlite3.Connection, limit: int) -> list[Row]:
-        heads = connection.execute(self._ready_sql).fetchall()
-        waiting = {queue_of(id_) for (id_,) in heads}
-        if not waiting:
-            return []
-        tiers = [part for tier in self._tiers if (part := [queue for queue in tier if queue in waiting])]
-        lines = _Lines(connection)
-        try:
-            if len(waiting) == 1:
-                rows = lines.take(tiers[0], limit)
-                self._turn = (self._turn + len(rows)) % 8
-                return rows
-            return self._share(lines, tiers, limit)
-        finally:
-            lines.close()
-
-    def _share(self, lines: _Lines, tiers: list[list[int]], limit: int) -> list[Row]:
-        rows: list[Row] = []
-        everything = [queue for tier in tiers for queue in tier]
-        while len(rows) < limit and tiers:
-            if self._turn == 7:
-                found = lines.take(everything, 1)
-                if not found:
-                    break
-            else:
-                found = lines.take(tiers[0], min(7 - self._turn, limit - len(rows)))
-                if not found:
-                    del tiers[0]
-            self._turn = (self._turn + len(found)) % 8
-            rows += found
-        return rows
-
-
-class _Lines:
-    """The messages that wait in some queues, read from the oldest on, as far as they are wanted."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._cursors: dict[int, sqlite3.Cursor] = {}
-        self._heads: dict[int, Row | None] = {}
-
-    def take(self, queues: list[int], limit: int) -> list[Row]:
-        """The oldest of these queues together."""
-        if len(queues) == 1:
-            return self._take_of_one(queues[0], limit)
-        rows: list[Row] = []
-        while len(rows) < limit:
-            oldest = min(
-                (head for queue in queues if (head := self._head(queue)) is not None),
-                key=_place,
-                default=None,
-            )
-            if oldest is None:
-                break
-            rows.append(oldest)
-            self._advance(queue_of(oldest[0]))
-        return rows
-
-    def _take_of_one(self, queue: int, limit: int) -> list[Row]:
-        head = self._heads.pop(queue, None)
-        rows = [] if head is None else [head]
-        if len(rows) < limit:
-            rows += self._cursor(queue).fetchmany(limit - len(rows))
-        return rows
-
-    def _head(self, queue: int) -> Row | None:
-        if queue not in self._heads:
-            self._advance(queue)
-        return self._heads[queue]
-
-    def _advance(self, queue: int) -> None:
-        self._heads[queue] = self._cursor(queue).fetchone()
-
-    def _cursor(self, queue: int) -> sqlite3.Cursor:
-        cursor = self._cursors.get(queue)
-        if cursor is None:
-            # The number is part of the text, so that each queue has a prepared statement of its own.
-            cursor = self._cursors[queue] = self._connection.execute(
-                f"SELECT id, redelivered, headers, body FROM messages"
-                f" WHERE id BETWEEN {first_id(queue)} AND {last_id(queue)} AND claim = {NOBODY} ORDER BY id"
-            )
-        return cursor
-
-    def close(self) -> None:
-        for cursor in self._cursors.values():
-            cursor.close()
-
-
-def _place(row: Row) -> int:
-    return place_of(row[0])
-
-
-def _promote(connection: sqlite3.Connection, queue: int, moment: int, now: float) -> None:
+def promote(connection: sqlite3.Connection, queue: int, moment: int, now: float) -> None:
+    """Move what is due to the end of its queue, or the first part of it if that is much."""
     rows = connection.execute(
         "SELECT due, serial, job_id, headers, body FROM delayed WHERE queue = ? AND due <= ?"
         " ORDER BY due, serial LIMIT ?",
