@@ -1,0 +1,5 @@
+"""`python -m callboard.cli`."""
+
+from callboard.cli import main
+
+main()

@@ -1,0 +1,342 @@
+"""`callboard jobs` and `callboard why`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from callboard.cli.help import GroupedCommands
+from callboard.cli.options import (
+    Actors,
+    Categories,
+    JobId,
+    Json,
+    Limit,
+    Since,
+    Tags,
+    Until,
+    actor_names,
+    past,
+    session,
+)
+from callboard.states import State
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from callboard.store.base import Record
+
+app = typer.Typer(
+    cls=GroupedCommands, help="Find jobs, look at them, cancel them, run them again.", no_args_is_help=True
+)
+
+
+@app.command("list")
+def list_jobs(
+    ctx: typer.Context,
+    states: Annotated[
+        list[State] | None,
+        typer.Option(
+            "--state", "-s", metavar="STATE", help=f"In this state: {', '.join(State)}. May be given again."
+        ),
+    ] = None,
+    categories: Categories = None,
+    actors: Actors = None,
+    queues: Annotated[
+        list[str] | None,
+        typer.Option("--queue", "-q", metavar="QUEUE", help="Of this queue. May be given again."),
+    ] = None,
+    tags: Tags = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="TEXT", help="With this in the payload, the error or the reason."),
+    ] = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 20,
+    after: Annotated[
+        str | None, typer.Option("--after", help="Go on where an earlier page ended.", metavar="NEXT")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    from callboard.cli import output
+    from callboard.store.base import Query
+
+    query = Query(
+        states=states or (),
+        categories=categories or (),
+        actors=actor_names(actors),
+        queues=queues or (),
+        tags=tags or (),
+        text=text,
+        since=past(since, "--since"),
+        until=past(until, "--until"),
+        limit=limit,
+        after=after,
+    )
+    with session(ctx).operations() as operations:
+        page = operations.jobs.search(query)
+        while not page.records and page.next is not None:  # a long search, that has found nothing yet
+            query.after = page.next
+            page = operations.jobs.search(query)
+    if json:
+        output.as_json({"jobs": [job_json(record) for record in page.records], "next": page.next})
+        return
+    if not page.records:
+        output.say("No jobs.")
+        return
+    _print_jobs(page.records)
+    if page.next is not None:
+        output.note(f"There are more: --limit, or --after {page.next}", style="dim")
+
+
+def _print_jobs(records: list[Record]) -> None:
+    from callboard.cli.output import Column, state, table
+    from callboard.operations.moments import ago
+
+    now = time.time()
+    table(
+        [
+            Column("STATE"),
+            Column("ACTOR", least=12),
+            Column("ID"),
+            Column("QUEUED", rank=2),
+            Column("TRIES", justify="right", rank=4),
+            Column("QUEUE", rank=5),
+            Column("NOTE", least=16, rank=3),
+        ],
+        [
+            (
+                state(record.state),
+                record.actor or "?",
+                record.job_id,
+                ago(record.enqueued_at, now),
+                str(record.attempt or ""),
+                record.queue,
+                _note(record, now),
+            )
+            for record in records
+        ],
+    )
+
+
+def _note(record: Record, now: float) -> str:
+    """What is worth knowing of a job in a line."""
+    from callboard.operations.moments import ago, span
+
+    if record.state is State.RUNNING:
+        parts = [f"for {span(now - (record.started_at or record.updated_at))}"]
+        if record.progress is not None:
+            parts.append(f"{record.progress:.0%}")
+        if record.progress_note:
+            parts.append(record.progress_note)
+        return ", ".join(parts)
+    if record.state is State.SUCCEEDED:
+        if record.started_at is None or record.finished_at is None:
+            return ""
+        return f"took {span(record.finished_at - record.started_at)}"
+    due = ""
+    if record.state in (State.SCHEDULED, State.RETRYING, State.SNOOZED, State.PARKED):
+        due = f"due {ago(record.due_at, now)}" if record.due_at is not None else ""
+    return "; ".join(part for part in (due, record.reason) if part)
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    job_id: JobId,
+    json: Json = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="With the last error's traceback.", show_default=False)
+    ] = False,
+) -> None:
+    """Show all that is known of a job: its story, its payload (secrets masked), why it isn't running."""
+    from callboard.cli import output
+
+    with session(ctx).operations() as operations:
+        record = operations.jobs.show(operations.jobs.resolve(job_id))
+        why = operations.why(record.job_id)
+    if json:
+        output.as_json(job_json(record, whole=True) | {"why": why.sentence})
+        return
+    _print_job(record, why.sentence)
+    if record.traceback and traceback:
+        output.say()
+        output.say(record.traceback.rstrip(), style="dim")
+    elif record.traceback:
+        output.note(f"The traceback: callboard jobs show {record.job_id} --traceback", style="dim")
+
+
+def _print_job(record: Record, why: str) -> None:
+    from rich.text import Text
+
+    from callboard.cli import output
+    from callboard.operations.moments import ago, clock
+
+    def when(moment: float | None) -> str | None:
+        return None if moment is None else f"{clock(moment)}, {ago(moment, now)}"
+
+    now = time.time()
+    head = Text.assemble((output.printable(record.actor or "?"), "bold"), "  ", record.job_id, "  ")
+    output.console().print(head.append_text(output.state(record.state)), soft_wrap=True)
+    output.say(why)
+    output.say()
+    error = f"{record.error_type}: {record.error}" if record.error_type else record.error
+    output.facts(
+        [
+            ("queue", record.queue),
+            ("tags", ", ".join(record.tags)),
+            ("queued", when(record.enqueued_at)),
+            ("due", None if record.state.is_end or record.state is State.RUNNING else when(record.due_at)),
+            ("deadline", when(record.expires_at)),
+            ("started", when(record.started_at)),
+            ("ended", when(record.finished_at) if record.state.is_end else None),
+            ("attempts", str(record.attempt) if record.attempt else None),
+            ("worker", record.worker),
+            ("payload", record.payload),
+            ("error", error),
+            ("fingerprint", record.fingerprint),
+        ]
+    )
+    if record.events:
+        output.say()
+        _print_story(record)
+
+
+def _print_story(record: Record) -> None:
+    from callboard.cli.output import Column, state, table
+    from callboard.operations.moments import clock
+
+    rows: list[tuple[str | Text, ...]] = [
+        (clock(event.at), state(event.state), "" if event.text == event.state else event.text, event.worker)
+        for event in record.events
+    ]
+    table([Column("WHEN"), Column("STATE"), Column("STORY", least=20), Column("WORKER", rank=3)], rows)
+
+
+@app.command()
+def cancel(
+    ctx: typer.Context,
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if nothing is known of such a job.", show_default=False)
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Cancel jobs: one that waits never starts, one that runs stops when it looks."""
+    from callboard.cli import output
+
+    cancelled = []
+    with session(ctx).operations() as operations:
+        for given in job_ids:
+            job_id = operations.jobs.resolve(given)
+            record = operations.jobs.cancel(job_id, force=force)
+            cancelled.append(job_id)
+            if not json:
+                running = record is not None and record.state is State.RUNNING
+                rest = "it stops when it next looks" if running else "it won't start"
+                output.say(f"Asked to cancel {job_id}: {rest}.")
+    if json:
+        output.as_json({"cancelled": cancelled})
+
+
+@app.command()
+def retry(
+    ctx: typer.Context,
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Dead jobs.")],
+    json: Json = False,
+) -> None:
+    """Run dead jobs again, with all their attempts before them. The same as `dead replay ID`."""
+    from callboard.cli import output
+
+    replayed = []
+    with session(ctx).operations() as operations:
+        for given in job_ids:
+            job_id = operations.jobs.resolve(given)
+            operations.jobs.retry(job_id)
+            replayed.append(job_id)
+            if not json:
+                output.say(f"Queued again: {job_id}")
+    if json:
+        output.as_json({"replayed": replayed})
+
+
+def why(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+    """Say in a sentence where a job is, and why it isn't running."""
+    from callboard.cli import output
+    from callboard.cli.exits import ExitCode
+
+    with session(ctx).operations() as operations:
+        answer = operations.why(operations.jobs.resolve(job_id))
+    if json:
+        document = {"id": answer.job_id, "known": answer.known, "why": answer.sentence}
+        output.as_json(document | {"facts": _with_timestamps(answer.facts)})
+    else:
+        output.say(answer.sentence)
+    if not answer.known:
+        away = "store_error" in answer.facts or "broker_error" in answer.facts
+        raise typer.Exit(ExitCode.AWAY if away else ExitCode.NOT_FOUND)
+
+
+def _with_timestamps(facts: dict[str, Any]) -> dict[str, Any]:
+    from callboard.cli.output import timestamp
+
+    moments = {name: timestamp(value) for name, value in facts.items() if name.endswith(("_at", "_since"))}
+    return facts | moments
+
+
+def job_json(record: Record, *, whole: bool = False) -> dict[str, Any]:
+    """A job for programs. These fields are stable: see docs/reference/cli.md."""
+    from callboard.cli.output import timestamp
+    from callboard.queues import Priority
+
+    document: dict[str, Any] = {
+        "id": record.job_id,
+        "state": str(record.state),
+        "actor": record.actor,
+        "category": record.category,
+        "queue": record.queue,
+        "priority": Priority(record.priority).word,
+        "tags": list(record.tags),
+        "payload": payload_json(record.payload),
+        "enqueued_at": timestamp(record.enqueued_at),
+        "due_at": timestamp(record.due_at),
+        "expires_at": timestamp(record.expires_at),
+        "started_at": timestamp(record.started_at),
+        "finished_at": timestamp(record.finished_at) if record.state.is_end else None,
+        "updated_at": timestamp(record.updated_at),
+        "attempt": record.attempt,
+        "worker": record.worker,
+        "error_type": record.error_type,
+        "error": record.error,
+        "fingerprint": record.fingerprint,
+        "reason": record.reason,
+        "progress": record.progress,
+        "progress_note": record.progress_note,
+    }
+    if whole:
+        document["traceback"] = record.traceback
+        document["story"] = [
+            {
+                "at": timestamp(event.at),
+                "state": str(event.state),
+                "attempt": event.attempt,
+                "worker": event.worker,
+                "text": event.text,
+            }
+            for event in record.events
+        ]
+    return document
+
+
+def payload_json(text: str) -> Any:
+    """A recorded payload as JSON; as text where it was cut."""
+    import json
+
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text

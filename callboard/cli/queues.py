@@ -1,0 +1,284 @@
+"""`callboard queues` and `callboard quarantine`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from callboard.cli.help import GroupedCommands
+from callboard.cli.options import Json, Limit, Yes, confirm, session
+
+app = typer.Typer(
+    cls=GroupedCommands, help="See how full queues are; pause, resume and purge them.", no_args_is_help=True
+)
+quarantine = typer.Typer(
+    cls=GroupedCommands,
+    help="Messages that can't be read or trusted: look at them, throw them away, vouch for them.",
+    no_args_is_help=True,
+)
+
+Pattern = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue, or a pattern such as 'email.*'.")]
+
+
+@app.command("list")
+def list_queues(
+    ctx: typer.Context,
+    pattern: Annotated[
+        str, typer.Argument(metavar="[PATTERN]", help="Only those that fit, such as 'email.*'.")
+    ] = "*",
+    everything: Annotated[bool, typer.Option("--all", help="Empty ones, too.", show_default=False)] = False,
+    json: Json = False,
+) -> None:
+    """List queues: what waits, what runs, what is delayed, how many workers consume them."""
+    from callboard.cli import output
+
+    with session(ctx).operations() as operations:
+        found = operations.queues.search(pattern)
+    if json:
+        output.as_json({"queues": [_queue_json(status) for status in found]})
+        return
+    shown = [
+        s for s in found if everything or pattern != "*" or s.paused or s.ready or s.claimed or s.delayed
+    ]
+    if not shown:
+        output.say("No queue has anything in it." if found else "There are no such queues.")
+    else:
+        _print_queues(shown)
+    if len(shown) < len(found):
+        hidden = output.count(len(found) - len(shown), "empty queue")
+        output.note(f"{hidden} not shown: --all", style="dim")
+
+
+def _print_queues(shown: list[Any]) -> None:
+    from rich.text import Text
+
+    from callboard.cli.output import Column, table
+
+    def number(value: int | None) -> str:
+        return "?" if value is None else f"{value:,}" if value else "-"
+
+    rows = []
+    for status in shown:
+        remark = Text("")
+        if status.paused:
+            remark = Text("paused", style="yellow")
+        elif status.kind == "jobs" and not status.consumers and (status.ready or status.delayed):
+            remark = Text("no worker", style="red")
+        elif status.kind != "jobs" and status.ready:
+            command = "dead list" if status.kind == "dead" else "quarantine list"
+            remark = Text(f"callboard {command}", style="dim")
+        rows.append(
+            (
+                status.name,
+                number(status.ready),
+                number(status.claimed),
+                number(status.delayed),
+                number(status.consumers) if status.kind == "jobs" else "",
+                remark,
+            )
+        )
+    table(
+        [
+            Column("QUEUE", least=16),
+            Column("READY", justify="right"),
+            Column("CLAIMED", justify="right"),
+            Column("DELAYED", justify="right", rank=2),
+            Column("WORKERS", justify="right", rank=1),
+            Column(""),
+        ],
+        rows,
+    )
+
+
+def _queue_json(status: Any) -> dict[str, Any]:
+    """A queue for programs. These fields are stable: see docs/reference/cli.md."""
+    return {
+        "name": status.name,
+        "kind": status.kind,
+        "category": status.category,
+        "priority": status.priority,
+        "ready": status.ready,
+        "claimed": status.claimed,
+        "delayed": status.delayed,
+        "consumers": status.consumers,
+        "paused": status.paused,
+    }
+
+
+@app.command()
+def pause(ctx: typer.Context, queue: Pattern, json: Json = False) -> None:
+    """Have workers claim nothing more from a queue; what runs goes on. Jobs can still be sent to it."""
+    from callboard.cli import output
+
+    with session(ctx).operations() as operations:
+        names = operations.queues.pause(queue)
+    if json:
+        output.as_json({"paused": names})
+    else:
+        output.say(f"Paused: {', '.join(names)}. Workers know within a second.")
+
+
+@app.command()
+def resume(ctx: typer.Context, queue: Pattern, json: Json = False) -> None:
+    """Undo a pause."""
+    from callboard.cli import output
+
+    with session(ctx).operations() as operations:
+        names = operations.queues.resume(queue)
+    if json:
+        output.as_json({"resumed": names})
+    else:
+        output.say(f"Resumed: {', '.join(names)}")
+
+
+@app.command()
+def purge(
+    ctx: typer.Context,
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="One queue of jobs.")],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Throw away all jobs that wait in a queue. It is written into the audit log."""
+    from callboard.cli import output
+
+    with session(ctx).operations() as operations:
+        status = next((s for s in operations.queues.search(queue) if s.name == queue), None)
+        if status is not None and status.kind == "jobs":
+            waiting = output.count(status.ready + (status.delayed or 0), "waiting job")
+            confirm(f"Throw {waiting} in {queue} away, for ever?", yes)
+        with output.Walking() as walking:
+            result = operations.queues.purge(queue, progress=walking.over(queue))
+    if json:
+        output.as_json({"queue": queue, "purged": result.count, "recorded": result.recorded})
+        return
+    output.say(f"Thrown away: {output.count(result.count, 'job')} of {queue}")
+    if not result.recorded:
+        output.note("The store is away, so their records don't say so.")
+
+
+@quarantine.command("list")
+def list_quarantine(ctx: typer.Context, limit: Limit = 50, json: Json = False) -> None:
+    """List what lies in quarantine, and why."""
+    from callboard.cli import output
+    from callboard.operations.moments import ago
+
+    with session(ctx).operations() as operations:
+        suspects = operations.quarantine.search(limit=limit)
+    if json:
+        output.as_json({"messages": [_suspect_json(suspect) for suspect in suspects]})
+        return
+    if not suspects:
+        output.say("The quarantine is empty.")
+        return
+    now = time.time()
+    output.table(
+        [
+            output.Column("ID"),
+            output.Column("SINCE", rank=2),
+            output.Column("FROM", rank=3),
+            output.Column("SIZE", justify="right", rank=4),
+            output.Column("COPIES", justify="right", rank=5),
+            output.Column("REASON", least=24),
+        ],
+        [(s.id, ago(s.since, now), s.queue or "?", f"{s.size:,}", str(s.copies), s.reason) for s in suspects],
+    )
+
+
+@quarantine.command("show")
+def show_quarantine(
+    ctx: typer.Context,
+    message_id: Annotated[str, typer.Argument(metavar="ID", help="See `quarantine list`.")],
+    json: Json = False,
+) -> None:
+    """Show a message: its body's beginning, secrets masked."""
+    from callboard.cli import output
+    from callboard.operations.moments import ago, clock
+
+    with session(ctx).operations() as operations:
+        suspect = operations.quarantine.show(message_id)
+    if json:
+        output.as_json(_suspect_json(suspect))
+        return
+    now = time.time()
+    since = None if suspect.since is None else f"{clock(suspect.since)}, {ago(suspect.since, now)}"
+    output.facts(
+        [
+            ("id", suspect.id),
+            ("since", since),
+            ("from", suspect.queue or "unknown"),
+            ("reason", suspect.reason),
+            ("size", f"{suspect.size:,} bytes"),
+            ("copies", str(suspect.copies) if suspect.copies > 1 else None),
+            ("body", suspect.body),
+        ]
+    )
+
+
+@quarantine.command("discard")
+def discard_quarantine(
+    ctx: typer.Context,
+    message_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="These messages.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.", show_default=False)] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Throw messages away. It is written into the audit log."""
+    from callboard.cli import output
+    from callboard.cli.exits import ExitCode
+    from callboard.queues import QUARANTINE
+
+    if everything == bool(message_ids):
+        raise typer.BadParameter("say which messages, or --all", param_hint="[ID]...")
+    what = "everything in quarantine" if everything else output.count(len(message_ids or ()), "message")
+    confirm(f"Throw {what} away, for ever?", yes)
+    with session(ctx).operations() as operations, output.Walking() as walking:
+        result = operations.quarantine.discard(
+            None if everything else message_ids, progress=walking.over(QUARANTINE)
+        )
+    if json:
+        output.as_json({"discarded": result.ids, "count": result.count, "not_found": result.not_found})
+    else:
+        output.say(f"Thrown away: {output.count(result.count, 'message')}")
+        for message_id in result.not_found:
+            output.note(f"There is no message {message_id} in quarantine.")
+    if result.not_found or not result.count:
+        raise typer.Exit(ExitCode.NOT_FOUND)
+
+
+@quarantine.command("replay")
+def replay_quarantine(
+    ctx: typer.Context,
+    message_id: Annotated[str, typer.Argument(metavar="ID", help="See `quarantine list`.")],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Vouch for a message: sign it anew and send it to the queue it came from."""
+    from callboard.cli import output
+
+    with session(ctx).operations() as operations:
+        suspect = operations.quarantine.show(message_id)
+        confirm(f"Trust this message ({suspect.reason}), and send it to {suspect.queue}?", yes)
+        job_id = operations.quarantine.replay(message_id)
+    if json:
+        output.as_json({"id": job_id})
+    else:
+        output.say(f"Queued: {job_id}")
+
+
+def _suspect_json(suspect: Any) -> dict[str, Any]:
+    """A message in quarantine for programs. These fields are stable: see docs/reference/cli.md."""
+    from callboard.cli.output import timestamp
+
+    return {
+        "id": suspect.id,
+        "from": suspect.queue,
+        "reason": suspect.reason,
+        "since": timestamp(suspect.since),
+        "size": suspect.size,
+        "copies": suspect.copies,
+        "body": suspect.body,
+    }

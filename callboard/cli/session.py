@@ -1,0 +1,76 @@
+"""What a command works with: the application's broker, and the operations on it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from callboard.brokers.base import Broker
+    from callboard.operations import Operations
+
+
+@dataclass
+class Session:
+    """The global options of a call."""
+
+    module: str = "broker"
+
+    @contextmanager
+    def broker(self) -> Iterator[Broker]:
+        """The application's broker, with all its actors; closed at the end, when all records are written."""
+        from callboard.app import load_app
+
+        _quiet_logs()
+        broker = load_app(self.module)
+        try:
+            yield broker
+        finally:
+            broker.close()
+
+    @contextmanager
+    def operations(self) -> Iterator[Operations]:
+        """Operations that are audited under the name of the person at the keyboard.
+
+        Whoever wants to know why jobs are dead must not be stopped by an actor that can't be imported: then
+        the broker alone is taken.
+        """
+        from callboard.app import load_app
+        from callboard.brokers.base import Broker
+        from callboard.errors import AppError
+        from callboard.operations import Operations
+
+        _quiet_logs()
+        try:
+            broker = load_app(self.module)
+        except AppError as error:
+            loaded = getattr(sys.modules.get(self.module), "broker", None)
+            if not isinstance(loaded, Broker):
+                raise
+            sys.stderr.write(f"callboard: going on without all actors: {error}\n")
+            broker = loaded
+        try:
+            yield Operations(broker, who=f"cli:{_user()}")
+        finally:
+            broker.close()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _quiet_logs() -> None:
+    """Commands tell what matters themselves; what is logged on the way would garble it."""
+    from callboard.logs import configure_logging
+
+    configure_logging(
+        level="debug" if os.environ.get("CALLBOARD_DEBUG") == "1" else "critical", style="console"
+    )

@@ -1,0 +1,171 @@
+"""`callboard worker`, `callboard dev` and `callboard workers`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from callboard.cli.options import Json, session
+
+Queues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--queues", "-q", help="Which: 'email.*,*.critical'. All, if it isn't given.", metavar="PATTERNS"
+    ),
+]
+Threads = Annotated[
+    int, typer.Option("--threads", "-t", metavar="N", min=1, help="How many jobs each process runs at once.")
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        "--grace", metavar="SECONDS", min=0, help="Seconds that running jobs have to finish when it stops."
+    ),
+]
+
+
+def worker(
+    ctx: typer.Context,
+    queues: Queues = None,
+    processes: Annotated[
+        int,
+        typer.Option("--processes", "-p", metavar="N", min=1, max=50, help="How many processes run jobs."),
+    ] = 2,
+    threads: Threads = 8,
+    grace: Grace = 30.0,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="Another module that declares actors."),
+    ] = None,
+) -> None:
+    """Run jobs. A process that dies is replaced; SIGTERM lets running jobs finish, a second one interrupts them."""
+    from callboard.worker.supervisor import WorkerOptions, run_supervisor
+
+    level, style = _logging()
+    options = WorkerOptions(
+        queues=tuple(queues or ()),
+        processes=processes,
+        threads=threads,
+        grace=grace,
+        module=session(ctx).module,
+        modules=tuple(modules or ()),
+        log_level=level,
+        log_format=style,
+    )
+    raise typer.Exit(run_supervisor(options))
+
+
+def dev(
+    ctx: typer.Context,
+    queues: Queues = None,
+    threads: Threads = 4,
+    grace: Grace = 2.0,
+) -> None:
+    """Run jobs and schedules while you write them: everything is loaded anew when a file is saved."""
+    from pathlib import Path
+
+    from callboard.worker.supervisor import WorkerOptions, run_supervisor
+
+    level, style = _logging()
+    options = WorkerOptions(
+        queues=tuple(queues or ()),
+        processes=1,
+        threads=threads,
+        grace=grace,
+        module=session(ctx).module,
+        log_level=level,
+        log_format=style,
+        watch=(Path.cwd(),),
+        companions={"scheduler": _schedule},
+    )
+    raise typer.Exit(run_supervisor(options))
+
+
+def _schedule(broker: Any, stop: Any) -> None:
+    """The companion that sends the jobs of schedules. Imports nothing before it runs: the supervisor, which only
+    starts it, stays small."""
+    from callboard.scheduler import run_scheduler
+
+    run_scheduler(broker, stop)
+
+
+def _logging() -> tuple[str, str]:
+    """How to log, from the settings; and from here on, do so."""
+    from callboard.logs import configure_logging
+    from callboard.settings import Settings
+
+    settings = Settings.load()
+    configure_logging(level=settings.log_level, style=settings.log_format)
+    return settings.log_level, settings.log_format
+
+
+def workers(ctx: typer.Context, json: Json = False) -> None:
+    """List the workers that live, and what they run."""
+    from callboard.cli import output
+    from callboard.operations.moments import ago, span
+
+    with session(ctx).operations() as operations:
+        found = operations.workers()
+    if json:
+        output.as_json({"workers": [_worker_json(beat) for beat in found]})
+        return
+    if not found:
+        output.say("No worker lives. Start one: callboard worker")
+        return
+    now = time.time()
+    output.table(
+        [
+            output.Column("WORKER", least=16),
+            output.Column("UP", rank=3),
+            output.Column("BUSY", justify="right"),
+            output.Column("AHEAD", justify="right", rank=4),
+            output.Column("SEEN", rank=5),
+            output.Column("QUEUES", least=16, rank=2),
+            output.Column("RUNNING", least=16, rank=6),
+        ],
+        [
+            (
+                beat.worker,
+                span(now - beat.started_at),
+                f"{len(beat.running)}/{beat.threads}",
+                str(beat.claimed),
+                ago(beat.at, now),
+                _summed_up(beat.queues),
+                ", ".join(beat.running),
+            )
+            for beat in found
+        ],
+    )
+
+
+def _summed_up(queues: tuple[str, ...]) -> str:
+    """Queue names in short: all four of a category are `email.*`."""
+    from callboard.queues import Priority, split
+
+    categories: dict[str, list[str]] = {}
+    for queue in queues:
+        categories.setdefault(split(queue)[0], []).append(queue)
+    parts: list[str] = []
+    for category, names in sorted(categories.items()):
+        whole = {f"{category}.{priority.word}" for priority in Priority} <= set(names)
+        parts += [f"{category}.*"] if whole else sorted(names)
+    return ", ".join(parts)
+
+
+def _worker_json(beat: Any) -> dict[str, Any]:
+    """A worker for programs. These fields are stable: see docs/reference/cli.md."""
+    from callboard.cli.output import timestamp
+
+    return {
+        "worker": beat.worker,
+        "host": beat.host,
+        "pid": beat.pid,
+        "started_at": timestamp(beat.started_at),
+        "seen_at": timestamp(beat.at),
+        "queues": list(beat.queues),
+        "threads": beat.threads,
+        "running": list(beat.running),
+        "claimed": beat.claimed,
+    }
