@@ -142,7 +142,7 @@ class Draft:
     def _field_orders(self) -> list[int]:
         """How new each field is."""
         if len(self.history) > HISTORY_LIMIT:
-            return [self.order] * len(FIELDS)
+            return [-1 if value is None or value == "" else self.order for value in self.values]
         orders = [-1] * len(FIELDS)
         for entry in self.history.split(";")[1:]:
             order, mask = map(int, entry.split(":"))

@@ -82,6 +82,7 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._asleep = False
         self._closing = False
+        self._hurry = False  # somebody waits: write now, whatever the interval
         # A bare lock that the thread waits for and anybody may open: unlike a condition or an event it can
         # be rung from a signal handler, or from a thread that an exception interrupts half-way.
         self._bell = threading.Lock()
@@ -119,6 +120,7 @@ class Recorder:
             return True
         mark = _Mark()
         self._pending.append(mark)
+        self._hurry = True
         if not self._start():
             return False
         self._ring()
@@ -187,7 +189,9 @@ class Recorder:
     def _run(self) -> None:
         while not self._may_stop():
             self._sleep()
-            self._bell.acquire(timeout=self._interval)
+            if self._pending and not self._hurry:
+                self._bell.acquire(timeout=self._interval)
+            self._hurry = False
             while self._pending:
                 marks = self._take()
                 if not self._write_surely():

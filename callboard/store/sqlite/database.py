@@ -40,6 +40,7 @@ _POLL = 0.0002
 
 _WAIT_BEFORE_FORK = 5.0
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_one_fork = threading.Lock()
 _forking: list[Database] = []
 _inherited: list[object] = []  # connections in use while the process was forked: never closed, see above
 
@@ -204,6 +205,7 @@ class Database:
         connection.execute("PRAGMA journal_size_limit = 67108864")
         connection.execute("PRAGMA cache_size = -16000")
         connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA secure_delete = OFF")  # Debian's default writes zeros over all that moves
         self._migrate(connection)
 
     def _migrate(self, connection: Connection) -> None:
@@ -385,6 +387,7 @@ def _locked(name: str, patience: float) -> str:
 
 
 def _before_fork() -> None:
+    _one_fork.acquire()
     _forking.extend(_databases)
     for database in _forking:
         database.before_fork()
@@ -394,12 +397,14 @@ def _after_fork_in_parent() -> None:
     for database in _forking:
         database.after_fork_in_parent()
     _forking.clear()
+    _one_fork.release()
 
 
 def _after_fork_in_child() -> None:
     for database in _forking:
         database.after_fork_in_child()
     _forking.clear()
+    _one_fork.release()
 
 
 os.register_at_fork(
