@@ -1,0 +1,61 @@
+"""The application of the ledger test: a job that notes when it starts and ends.
+
+Run as a command it is a producer: `python -m tests.faults.ledger_app NAME COUNT` sends until so many sends
+have returned, and notes the id of each that did.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+from broker import actor, broker
+from callboard import Priority, current_job
+from callboard.errors import SendError
+
+FOLDER = Path(os.environ.get("LEDGER_FOLDER", "."))
+
+
+def note(name: str, *words: object) -> None:
+    """Append a line in one write: it stays if the process is killed the moment after."""
+    line = " ".join(map(str, words)) + "\n"
+    descriptor = os.open(FOLDER / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+@actor(category="ledger", retries=3)
+def work(milliseconds: float) -> None:
+    """Safe to run twice: it only takes notes."""
+    job = current_job()
+    note("runs", "start", job.id, os.getpid(), time.monotonic(), job.attempt)
+    time.sleep(milliseconds / 1000)
+    note("runs", "end", job.id, os.getpid(), time.monotonic(), job.attempt)
+
+
+def produce(name: str, count: int) -> None:
+    """Send until `count` sends of this producer, killed ones included, have returned."""
+    sent = FOLDER / f"sent-{name}"
+    done = len(sent.read_text().splitlines()) if sent.exists() else 0
+    incarnation, n = f"{name}.{os.getpid()}", 0
+    priorities = list(Priority)
+    while done < count:
+        n += 1
+        job_id = f"{incarnation}.{n}"
+        try:
+            work.using(job_id=job_id, priority=random.choice(priorities)).send(random.random() * 3)
+            note(f"sent-{name}", job_id)
+            done += 1
+        except SendError as error:
+            note(f"raised-{name}", error.job_id, type(error).__name__)
+            time.sleep(0.1)
+    broker.close()
+
+
+if __name__ == "__main__":
+    produce(sys.argv[1], int(sys.argv[2]))
