@@ -43,12 +43,12 @@ class Ledger:
         open_runs: dict[tuple[str, int], float] = {}
         path = self.folder / "runs"
         for line in path.read_text().splitlines() if path.exists() else ():
-            event, job_id, pid, moment, _attempt = line.split()
-            key = (job_id, int(pid))
+            event, job_id, process, moment, _attempt = line.split()
+            pid = int(process)
             if event == "start":
-                open_runs[key] = float(moment)
+                open_runs[job_id, pid] = float(moment)
             else:
-                runs[job_id].append((open_runs.pop(key), float(moment), int(pid)))
+                runs[job_id].append((open_runs.pop((job_id, pid)), float(moment), pid))
         for (job_id, pid), start in open_runs.items():
             runs[job_id].append((start, self.killed.get(pid, float("inf")), pid))
         return runs
