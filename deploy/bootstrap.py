@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -92,11 +93,11 @@ def set_up_python(target: str) -> None:
 
 
 def fingerprint(target: str) -> str:
-    """What the environment of a target is made from, as one hash."""
-    digest = hashlib.sha256()
-    for path in (LOCKS / f"{target}.txt", ROOT / "pyproject.toml"):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """What the environment of a target is made from, as one hash: its lock file, and what this project is."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packaging = [project["project"], project["build-system"], project["tool"]["hatch"]]
+    lock = (LOCKS / f"{target}.txt").read_text()
+    return hashlib.sha256(json.dumps([packaging, lock], sort_keys=True).encode()).hexdigest()
 
 
 def is_set_up(target: str, wanted: str) -> bool:
