@@ -71,7 +71,9 @@ class Headers(msgspec.Struct, omit_defaults=True):
     resume: int = 0  # 1: interrupted by a deploy, uncounted
 
 
-class _Wire(msgspec.Struct, forbid_unknown_fields=True):
+class Wire(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of a body, as they are in a Dramatiq message."""
+
     queue_name: str
     actor_name: str
     args: list[Any]
@@ -82,7 +84,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_body = msgspec.json.Decoder(_Wire).decode
+_decode_body = msgspec.json.Decoder(Wire).decode
 _decode_headers = msgspec.json.Decoder(Headers).decode
 _encode_headers = msgspec.json.Encoder().encode
 _NO_HEADERS = Headers()
@@ -128,16 +130,11 @@ def decode(body: bytes, *, max_bytes: int) -> Message[Any]:
     Raises:
         Unreadable: With the reason.
     """
-    if len(body) > max_bytes:
-        raise Unreadable(f"the body has {len(body):,} bytes, over the limit of {max_bytes:,}")
-    try:
-        wire = _decode_body(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unreadable(f"the body is no message: {error}") from error
-    except RecursionError as error:
-        raise Unreadable("the body is nested too deeply") from error
-    if not is_job_id(wire.message_id):
-        raise Unreadable(f"{wire.message_id[:140]!r} is no job id")
+    return message_of(read(body, max_bytes=max_bytes))
+
+
+def message_of(wire: Wire) -> Message[Any]:
+    """A body's fields as a message."""
     return Message(
         queue_name=wire.queue_name,
         actor_name=wire.actor_name,
@@ -147,6 +144,25 @@ def decode(body: bytes, *, max_bytes: int) -> Message[Any]:
         message_id=wire.message_id,
         message_timestamp=wire.message_timestamp,
     )
+
+
+def read(body: bytes, *, max_bytes: int) -> Wire:
+    """The fields of a received body, strictly: a third of the time of `decode`.
+
+    Raises:
+        Unreadable: With the reason.
+    """
+    if len(body) > max_bytes:
+        raise Unreadable(f"the body has {len(body):,} bytes, over the limit of {max_bytes:,}")
+    try:
+        wire = _decode_body(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreadable(f"the body is no message: {error}") from error
+    except RecursionError as error:
+        raise Unreadable("the body is nested too deeply") from error
+    if _JOB_ID.fullmatch(wire.message_id) is None:
+        raise Unreadable(f"{wire.message_id[:140]!r} is no job id")
+    return wire
 
 
 def encode_headers(headers: Headers) -> bytes:
@@ -180,6 +196,7 @@ def decode_headers(data: bytes) -> Headers:
 
 
 _NO_EXTRAS = Extras()
+_PLAIN = {"v": VERSION}  # what most messages carry
 
 
 def extras_of(options: Mapping[str, Any]) -> Extras:
@@ -190,7 +207,7 @@ def extras_of(options: Mapping[str, Any]) -> Extras:
         UnknownExtras: If it is of a version, or has a field, that is not known here.
     """
     found = options.get("callboard")
-    if found is None:
+    if found is None or found == _PLAIN:
         return _NO_EXTRAS
     if isinstance(found, dict):
         if unknown := set(found) - _EXTRAS_FIELDS:
@@ -210,7 +227,7 @@ class _Options(msgspec.Struct):
     """The options whose types matter before anything else looks at them. They are Dramatiq's own."""
 
     eta: float | None = None
-    pipe_target: _Wire | None = None
+    pipe_target: Wire | None = None
     pipe_ignore: bool | None = None
     on_success: str | None = None
     on_failure: str | None = None
@@ -225,7 +242,7 @@ class _Options(msgspec.Struct):
     retries: int = 0
     scheduled_at: str | None = None
     group_completion_uuid: str | None = None
-    group_completion_callbacks: list[_Wire] | None = None
+    group_completion_callbacks: list[Wire] | None = None
 
 
 #: Options that a message may have although no middleware declares them.

@@ -6,13 +6,20 @@ import os
 import secrets
 import socket
 
-_names: dict[int, str] = {}
+_name = ""
 
 
 def worker_name() -> str:
     """This process as 'host:pid:suffix'. The suffix makes it unique for ever, as pids come again."""
-    pid = os.getpid()
-    if pid not in _names:
-        _names.clear()
-        _names[pid] = f"{socket.gethostname()}:{pid}:{secrets.token_hex(3)}"
-    return _names[pid]
+    global _name
+    if not _name:
+        _name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+    return _name
+
+
+def _forget() -> None:
+    global _name
+    _name = ""
+
+
+os.register_at_fork(after_in_child=_forget)

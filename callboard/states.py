@@ -37,18 +37,19 @@ class State(StrEnum):
 _ENDS = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED, State.DISCARDED})
 
 # Within one hop (see `order`) a job moves through these ranks, upwards only.
+# By the plain text: to hash a member of an enumeration takes four times as long.
 _RANK = {
-    State.SCHEDULED: 0,
-    State.RETRYING: 0,
-    State.SNOOZED: 0,
-    State.PARKED: 0,
-    State.QUEUED: 1,
-    State.RUNNING: 4,
-    State.SUCCEEDED: 8,
-    State.DEAD: 8,
-    State.CANCELLED: 8,
-    State.EXPIRED: 8,
-    State.DISCARDED: 9,
+    "scheduled": 0,
+    "retrying": 0,
+    "snoozed": 0,
+    "parked": 0,
+    "queued": 1,
+    "running": 4,
+    "succeeded": 8,
+    "dead": 8,
+    "cancelled": 8,
+    "expired": 8,
+    "discarded": 9,
 }
 
 
@@ -58,4 +59,4 @@ def order(hop: int, state: State) -> int:
     A hop is one stay in a queue. Each time Callboard publishes the job again (a retry, a snooze, a park,
     a replay) the hop in its headers grows by one, so whatever happens in a later hop is newer.
     """
-    return hop * 16 + _RANK[state]
+    return hop * 16 + _RANK[state._value_]

@@ -18,6 +18,8 @@ class Cancellation(Middleware):
     `current_job().cancelled()`, and ends as cancelled by raising `Cancelled`; if it succeeds instead, it has
     succeeded."""
 
+    idle_without: frozenset[str] = frozenset()
+
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
         if broker.is_cancelled(message.message_id):

@@ -18,6 +18,8 @@ from callboard.process import worker_name
 class DeadLetters(Middleware):
     """Tells the broker to dead-letter what failed for good, with the error, its traceback and fingerprint."""
 
+    idle_without: frozenset[str] = frozenset()
+
     def after_process_message(
         self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:

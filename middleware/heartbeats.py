@@ -28,7 +28,6 @@ class Heartbeats(Middleware):
 
     def __init__(self, *, interval: float = 3.0) -> None:
         self._interval = interval
-        self._running: dict[int, str] = {}  # thread -> job id
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -45,17 +44,6 @@ class Heartbeats(Middleware):
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         self._stop.set()
 
-    def before_process_message(self, broker: Broker, message: Any) -> None:
-        self._running[threading.get_ident()] = message.message_id
-
-    def after_process_message(
-        self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        self._running.pop(threading.get_ident(), None)
-
-    def after_skip_message(self, broker: Broker, message: Any) -> None:
-        self._running.pop(threading.get_ident(), None)
-
     def _beat(self, broker: CallboardBroker, worker: Any) -> None:
         assert broker.store is not None
         started, away = time.time(), False
@@ -70,7 +58,7 @@ class Heartbeats(Middleware):
                         pid=os.getpid(),
                         queues=_queues(broker, worker),
                         threads=getattr(worker, "threads", 0) or getattr(worker, "worker_threads", 0),
-                        running=tuple(self._running.values()),
+                        running=tuple(message.message_id for message in list(broker.running.values())),
                         claimed=int(getattr(worker, "claimed", 0)),
                     )
                 )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import structlog
 from dramatiq import Broker, Middleware
 
-from callboard.brokers.claim import Die, Drop, Finish, GiveBack, Later
+from callboard.brokers.claim import DONE, Die, Drop, Finish, GiveBack, Later
 from callboard.states import State
 
 log = structlog.get_logger("callboard.jobs")
+_told_of_successes = logging.getLogger("callboard.jobs")
 
 
 class JobLogging(Middleware):
@@ -18,6 +20,8 @@ class JobLogging(Middleware):
 
     def after_ack(self, broker: Broker, message: Any) -> None:
         disposition = message.disposition
+        if disposition is DONE and not _told_of_successes.isEnabledFor(logging.DEBUG):
+            return  # to find that out below takes longer than many a job
         line = log.bind(job_id=message.message_id, actor=message.actor_name, attempt=message.attempt)
         if isinstance(disposition, Finish):
             if disposition.state is State.SUCCEEDED:

@@ -14,6 +14,8 @@ class Pipelines(middleware.Pipelines):
     """Dramatiq's pipelines, with typed payloads: a result that is a mapping is merged into the next job's
     arguments; any other is appended to them, unless it is None."""
 
+    idle_without = frozenset({"pipe_target"})
+
     def after_process_message(
         self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:

@@ -28,6 +28,8 @@ class Retries(Middleware):
     `max_backoff`, `retry_when` and `throws` mean what they mean there.
     """
 
+    idle_without: frozenset[str] = frozenset()
+
     def __init__(self, *, policy: RetryPolicy = _DEFAULT) -> None:
         self.policy = policy
 

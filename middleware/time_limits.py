@@ -11,7 +11,7 @@ from typing import Any
 from dramatiq import Broker, Middleware
 from dramatiq.middleware import TimeLimitExceeded
 
-from callboard.context import Run
+from callboard.brokers.base import Broker as CallboardBroker
 
 
 class TimeLimits(Middleware):
@@ -30,7 +30,6 @@ class TimeLimits(Middleware):
     ) -> None:
         self._default = default.total_seconds()
         self._interval = interval.total_seconds()
-        self._ends: dict[int, tuple[float, Run]] = {}  # thread -> monotonic end
         self._stop = threading.Event()
 
     @property
@@ -39,7 +38,9 @@ class TimeLimits(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         self._stop.clear()
-        threading.Thread(target=self._watch, name="callboard-time-limits", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(broker,), name="callboard-time-limits", daemon=True
+        ).start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         self._stop.set()
@@ -49,24 +50,15 @@ class TimeLimits(Middleware):
         if limit is None:
             limit = broker.actors[message.actor_name].options.get("time_limit")
         seconds = self._default if limit is None else _seconds(limit)
-        if math.isinf(seconds):
-            return
-        message.run.time_limit = seconds
-        self._ends[threading.get_ident()] = (time.monotonic() + seconds, message.run)
+        if seconds != math.inf:
+            message.run.time_limit = seconds
 
-    def after_process_message(
-        self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        self._ends.pop(threading.get_ident(), None)
-
-    def after_skip_message(self, broker: Broker, message: Any) -> None:
-        self._ends.pop(threading.get_ident(), None)
-
-    def _watch(self) -> None:
+    def _watch(self, broker: CallboardBroker) -> None:
         while not self._stop.wait(self._interval):
             now = time.monotonic()
-            for end, run in list(self._ends.values()):
-                if now >= end:
+            for message in list(broker.running.values()):
+                run = message.run
+                if run is not None and run.time_limit is not None and now >= run.started + run.time_limit:
                     run.interrupt(TimeLimitExceeded)
 
 

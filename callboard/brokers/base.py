@@ -32,7 +32,8 @@ import structlog
 from dramatiq import Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import QueueJoinTimeout
-from dramatiq.middleware import MiddlewareError, SkipMessage
+from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, SkipMessage
+from dramatiq.results import Results
 
 from callboard import dead_letter, envelope, queues
 from callboard.actor import JobActor
@@ -73,6 +74,13 @@ MAX_DELAY = timedelta(days=300)
 MAX_HOOK_FAILURES = 20
 UNIQUE_TTL = timedelta(days=1)
 _PARK_FIRST, _PARK_LAST = 5.0, 60.0
+#: `idle_without` (see `_is_idle_after_plain_run`) of Dramatiq's own middleware.
+_IDLE_WITHOUT: dict[type[Any], frozenset[str]] = {
+    Callbacks: frozenset({"on_success"}),
+    GroupCallbacks: frozenset(),
+    Pipelines: frozenset({"pipe_target"}),
+    Results: frozenset({"store_results"}),
+}
 _CHECKPOINT_TTL = timedelta(days=30)
 
 
@@ -107,7 +115,8 @@ class Broker(dramatiq.Broker):
         self._send_deadline = send_deadline
         self._park_deadline = park_deadline
         self._signer = signer
-        self._hooks: dict[str, list[Callable[..., Any]]] = {}
+        self.running: dict[int, ClaimedMessage] = {}  # thread -> what it runs
+        self._hooks: dict[str | tuple[str, str], list[Callable[..., Any]]] = {}
         self._known_options: frozenset[str] = frozenset()
         super().__init__(middleware=list(middleware))
 
@@ -387,30 +396,29 @@ class Broker(dramatiq.Broker):
 
     def receive(self, delivery: Delivery, intake: Intake) -> ClaimedMessage | None:
         """A claimed message, strictly read; None if it was quarantined, parked or sent to wait."""
-        message: Message[Any] | None = None
+        wire: envelope.Wire | None = None
         headers = Headers()
         try:
-            headers = envelope.decode_headers(delivery.headers)
-            message = envelope.decode(delivery.body, max_bytes=max(RECEIVE_LIMIT, self.max_message_bytes))
-            # Whatever the body says: the queue is the one it came from.
-            object.__setattr__(message, "queue_name", delivery.queue)
+            if delivery.headers:
+                headers = envelope.decode_headers(delivery.headers)
+            wire = envelope.read(delivery.body, max_bytes=max(RECEIVE_LIMIT, self.max_message_bytes))
             if self._signer is not None:
                 self._signer.verify(delivery.queue, delivery.body, headers.signature)
-            options = message.options
+            options = wire.options
             extras = envelope.extras_of(options)
             if len(options) > ("callboard" in options):
                 envelope.check_options(options, self._known_options)
         except UnknownExtras as error:
-            assert message is not None
-            self._park(ClaimedMessage(message, delivery, intake, headers, Extras()), str(error))
+            assert wire is not None
+            self._park(ClaimedMessage(wire, delivery, intake, headers, Extras()), str(error))
             return None
         except Unreadable as error:
             self._quarantine(delivery, intake, str(error))
             return None
-        claimed = ClaimedMessage(message, delivery, intake, headers, extras)
-        actor = self.actors.get(message.actor_name)
+        claimed = ClaimedMessage(wire, delivery, intake, headers, extras)
+        actor = self.actors.get(wire.actor_name)
         if actor is None:
-            self._park(claimed, f"no worker here knows the actor '{message.actor_name}'")
+            self._park(claimed, f"no worker here knows the actor '{wire.actor_name}'")
             return None
         if isinstance(actor, JobActor) and extras.payload_version > actor.payload_version:
             self._park(
@@ -459,10 +467,10 @@ class Broker(dramatiq.Broker):
 
     def finish(self, message: ClaimedMessage) -> None:
         """Settle a message between the hooks around ack and nack, as both workers do."""
-        signal = "nack" if message.failed else "ack"
-        self.emit_before(signal, message)
+        failed = message.failed
+        self._call_hooks("before_nack" if failed else "before_ack", message)
         self.settle(message)
-        self.emit_after(signal, message)
+        self._call_hooks("after_nack" if failed else "after_ack", message)
 
     def settle(self, message: ClaimedMessage) -> None:
         """Do what the message's disposition says. Afterwards the disposition says what was done."""
@@ -482,6 +490,8 @@ class Broker(dramatiq.Broker):
         elif isinstance(disposition, GiveBack):
             intake.give_back([delivery])
         message.settled = True
+        if disposition is DONE and message.extras.unique is None:
+            return
         if isinstance(message.disposition, Finish | Die):
             self._let_go(message)
 
@@ -591,7 +601,7 @@ class Broker(dramatiq.Broker):
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message":
-            self._before_process(args[0])
+            self.before_run(args[0])
             return
         for hook in self._hooks_of("before_" + signal):
             try:
@@ -612,11 +622,26 @@ class Broker(dramatiq.Broker):
             if isinstance(args[0], dramatiq.Worker):
                 give_back_unstarted(args[0])
 
-    def _before_process(self, message: ClaimedMessage) -> None:
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Run every hook. A failure after a run becomes the message's disposition; any other is logged."""
+        if signal == "process_message":
+            self.after_run(args[0], kwargs.get("result"), kwargs.get("exception"))
+        elif signal == "skip_message":
+            self.after_skip(args[0])
+        else:
+            self._call_hooks("after_" + signal, *args, **kwargs)
+
+    def before_run(self, message: ClaimedMessage) -> None:
+        """Run the hooks before a job's body.
+
+        Raises:
+            SkipMessage: If it mustn't run; the message's disposition says why.
+        """
         if not message.intake.holds(message.delivery):
             message.disposition = Drop()
             raise SkipMessage("the claim is gone")
         message.started_at = self.clock()
+        self.running[threading.get_ident()] = message
         for hook in self._hooks_of("before_process_message"):
             try:
                 hook(self, message)
@@ -631,19 +656,43 @@ class Broker(dramatiq.Broker):
                 message.disposition = HookFailed(_hook_name(hook), error)
                 raise SkipMessage(f"{_hook_name(hook)} failed") from error
 
-    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Run every hook. A failure after a run becomes the message's disposition; any other is logged."""
-        after_run = signal in ("process_message", "skip_message")
+    def after_run(self, message: ClaimedMessage, result: Any, error: BaseException | None) -> None:
+        """Run the hooks after a job's body, whether it succeeded or failed."""
+        self.running.pop(threading.get_ident(), None)
+        options = message.options
+        plain = error is None and result is None and not message.failed
+        if plain and len(options) <= ("callboard" in options):
+            hooks = self._hooks_after_plain_run(message.actor_name)
+        else:
+            hooks = self._hooks_of("after_process_message")
         failed: HookFailed | None = None
-        for hook in self._hooks_of("after_" + signal):
+        for hook in hooks:
+            try:
+                hook(self, message, result=result, exception=error)
+            except Exception as raised:
+                log.exception("hook failed", hook=_hook_name(hook), job_id=message.message_id)
+                failed = failed or HookFailed(_hook_name(hook), raised)
+        self._note_failure(message, failed)
+
+    def after_skip(self, message: ClaimedMessage) -> None:
+        """Run the hooks after a job that `before_run` kept from running."""
+        self.running.pop(threading.get_ident(), None)
+        self._note_failure(message, self._call_hooks("after_skip_message", message))
+
+    def _note_failure(self, message: ClaimedMessage, failed: HookFailed | None) -> None:
+        if failed is not None and not isinstance(message.disposition, Drop | GiveBack):
+            message.disposition = failed
+
+    def _call_hooks(self, method: str, *args: Any, **kwargs: Any) -> HookFailed | None:
+        """Run every hook, whatever the others do; returns the first failure."""
+        failed: HookFailed | None = None
+        for hook in self._hooks_of(method):
             try:
                 hook(self, *args, **kwargs)
             except Exception as error:
                 log.exception("hook failed", hook=_hook_name(hook))
-                if after_run and failed is None:
-                    failed = HookFailed(_hook_name(hook), error)
-        if failed is not None and not isinstance(args[0].disposition, Drop | GiveBack):
-            args[0].disposition = failed
+                failed = failed or HookFailed(_hook_name(hook), error)
+        return failed
 
     def _hooks_of(self, method: str) -> list[Callable[..., Any]]:
         """The hooks that do something: those that a middleware overrides, in their order."""
@@ -653,6 +702,22 @@ class Broker(dramatiq.Broker):
             stack = self.middleware if method.startswith("before_") else reversed(self.middleware)
             hooks = [getattr(m, method) for m in stack if getattr(type(m), method, default) is not default]
             self._hooks[method] = hooks
+        return hooks
+
+    def _hooks_after_plain_run(self, actor_name: str) -> list[Callable[..., Any]]:
+        """The hooks that have something to do after a plain run: one that succeeded, returned None, and whose
+        message has no options. Most runs are plain, and to call the other hooks takes longer than many a job.
+        """
+        key = "plain", actor_name
+        hooks = self._hooks.get(key)
+        if hooks is None:
+            options = self.actors[actor_name].options
+            hooks = [
+                hook
+                for hook in self._hooks_of("after_process_message")
+                if not _is_idle_after_plain_run(getattr(hook, "__self__", None), options)
+            ]
+            self._hooks[key] = hooks
         return hooks
 
     # -- what a run reports (see `callboard.context.Reporter`) -----------------------------------------------
@@ -721,6 +786,17 @@ class Broker(dramatiq.Broker):
             self.recorder.close()
         if self.store is not None:
             self.store.close()
+
+
+def _is_idle_after_plain_run(middleware: Any, actor_options: Mapping[str, Any]) -> bool:
+    """Whether a middleware's `after_process_message` has nothing to do after a plain run of an actor.
+
+    It says so itself: `idle_without` holds the options without which that is so, perhaps none.
+    """
+    idle_without = _IDLE_WITHOUT.get(type(middleware), getattr(middleware, "idle_without", None))
+    if idle_without is None or getattr(middleware, "store_results", False):
+        return False
+    return not any(actor_options.get(option) for option in idle_without)
 
 
 def job_order(message: MessageProxy, state: State) -> int:

@@ -7,13 +7,15 @@ broker settles the claim accordingly when the worker hands the message back (`Br
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
 
 from callboard.brokers.driver import Delivery, Intake
-from callboard.envelope import AttemptError, Extras, Headers
+from callboard.context import Run
+from callboard.envelope import AttemptError, Extras, Headers, Wire
 from callboard.states import State
 
 
@@ -78,14 +80,21 @@ class ClaimedMessage(MessageProxy):
         extras: What `options.callboard` of the body says.
         disposition: What is to become of it; None means succeeded, or dead if `failed` is set.
         attempt: The number of this run, from 1.
+        started_at: When the run began, in seconds since the epoch; None before.
+        run: What the job sees of itself; None before its body is about to run.
     """
 
     def __init__(
-        self, message: Message[Any], delivery: Delivery, intake: Intake, headers: Headers, extras: Extras
+        self, wire: Wire, delivery: Delivery, intake: Intake, headers: Headers, extras: Extras
     ) -> None:
-        # The fields are copied: MessageProxy looks each up through __getattr__, many times a job.
-        self.__dict__.update(message.__dict__)
-        self._message = message
+        # Its own fields, and no Message yet: to make one takes longer than to read the body, and few ask.
+        self.queue_name = delivery.queue  # whatever the body says: it is the one it came from
+        self.actor_name = wire.actor_name
+        self.args = tuple(wire.args)
+        self.kwargs = wire.kwargs
+        self.options = wire.options
+        self.message_id = wire.message_id
+        self.message_timestamp = wire.message_timestamp
         self._exception: BaseException | None = None
         self.failed = False
         self.delivery = delivery
@@ -95,6 +104,24 @@ class ClaimedMessage(MessageProxy):
         self.disposition: Disposition | None = None
         self.settled = False
         self.started_at: float | None = None
+        self.run: Run | None = None
+
+    @cached_property
+    def _message(self) -> Message[Any]:  # type: ignore[override]  # Dramatiq sets it, here it is made when asked for
+        return Message(
+            queue_name=self.queue_name,
+            actor_name=self.actor_name,
+            args=self.args,
+            kwargs=self.kwargs,
+            options=self.options,
+            message_id=self.message_id,
+            message_timestamp=self.message_timestamp,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(Message, name):
+            raise AttributeError(name)
+        return getattr(self._message, name)
 
     @property
     def attempt(self) -> int:

@@ -98,9 +98,8 @@ class Shutdown:
         while self._busy() and time.monotonic() < end:
             # Again and again: a run whose body hasn't begun can't be reached yet.
             for message in self._worker.running:
-                run = getattr(message, "run", None)
-                if run is not None:
-                    run.interrupt(ShutdownInterrupt)
+                if message.run is not None:
+                    message.run.interrupt(ShutdownInterrupt)
             time.sleep(_LOOK)
         if self._busy():
             log.warning("jobs that can't be interrupted end with the process", jobs=self._job_ids())

@@ -222,11 +222,11 @@ class Worker:
         """Run one message between its hooks, and settle it. The steps and signals are Dramatiq's."""
         broker = self.broker
         try:
-            broker.emit_before("process_message", message)
+            broker.before_run(message)
         except SkipMessage as skip:
             if message.failed:
                 message.stuff_exception(skip)
-            broker.emit_after("skip_message", message)
+            broker.after_skip(message)
         else:
             result: Any = None
             error: BaseException | None = None
@@ -236,7 +236,7 @@ class Worker:
             except BaseException as raised:  # noqa: BLE001  whatever a job raises is its own failure
                 error = raised
                 message.stuff_exception(raised)
-            broker.emit_after("process_message", message, result=result, exception=error)
+            broker.after_run(message, result, error)
         broker.finish(message)
         message.clear_exception()  # it refers to the frames of the run
 
