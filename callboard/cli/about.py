@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def schemas(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[ACTOR]", help="One actor, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="ACTOR", help="One actor, in full.")] = None,
     json: Json = False,
 ) -> None:
     """List the actors and what they accept; with an actor's name, its JSON schema."""

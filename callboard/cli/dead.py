@@ -35,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="These letters.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="These letters.")]
 Fingerprint = Annotated[
     str | None,
     typer.Option("--fingerprint", "-f", metavar="CAUSE", help="With this cause; see `dead list --by-cause`."),
@@ -91,7 +91,7 @@ def _list(operations: Operations, which: Letters, limit: int, json: bool) -> Non
         [
             output.Column("DIED"),
             output.Column("ACTOR", least=12),
-            output.Column("ID"),
+            output.Column("ID", is_id=True),
             output.Column("TRIES", justify="right", rank=3),
             output.Column("CAUSE", rank=4),
             output.Column("ERROR", least=20, rank=2),

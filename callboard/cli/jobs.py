@@ -102,7 +102,7 @@ def _print_jobs(records: list[Record]) -> None:
         [
             Column("STATE"),
             Column("ACTOR", least=12),
-            Column("ID"),
+            Column("ID", is_id=True),
             Column("QUEUED", rank=2),
             Column("TRIES", justify="right", rank=4),
             Column("QUEUE", rank=5),
@@ -185,6 +185,7 @@ def _print_job(record: Record, why: str) -> None:
     output.say(why)
     output.say()
     error = f"{record.error_type}: {record.error}" if record.error_type else record.error
+    present = record.state.is_end or record.state is State.RUNNING  # or it tells of an earlier run
     output.facts(
         [
             ("queue", record.queue),
@@ -192,13 +193,13 @@ def _print_job(record: Record, why: str) -> None:
             ("queued", when(record.enqueued_at)),
             ("due", None if record.state.is_end or record.state is State.RUNNING else when(record.due_at)),
             ("deadline", when(record.expires_at)),
-            ("started", when(record.started_at)),
+            ("started" if present else "last run", when(record.started_at)),
             ("ended", when(record.finished_at) if record.state.is_end else None),
             ("attempts", str(record.attempt) if record.attempt else None),
             ("worker", record.worker),
             ("payload", record.payload),
-            ("error", error),
-            ("fingerprint", record.fingerprint),
+            ("error" if record.state is State.DEAD else "last error", error),
+            ("cause", record.fingerprint),
         ]
     )
     if record.events:
@@ -220,7 +221,7 @@ def _print_story(record: Record) -> None:
 @app.command()
 def cancel(
     ctx: typer.Context,
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")],
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID", help="The jobs.")],
     force: Annotated[
         bool, typer.Option("--force", help="Even if nothing is known of such a job.", show_default=False)
     ] = False,
@@ -246,7 +247,7 @@ def cancel(
 @app.command()
 def retry(
     ctx: typer.Context,
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Dead jobs.")],
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Dead jobs.")],
     json: Json = False,
 ) -> None:
     """Run dead jobs again, with all their attempts before them. The same as `dead replay ID`."""

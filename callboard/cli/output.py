@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from callboard.states import State
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 #: The width of what is piped into a program or a file: lines are as long as what they hold.
 _PIPED_WIDTH = 2_000
@@ -50,12 +52,15 @@ class Column:
         least: Where it doesn't fit whole, it is cut to no less than so many characters; 0: it is never cut.
         rank: What goes first when even that is too wide: the column with the highest rank. 0 never goes.
         justify: To which side its cells stand.
+        is_id: It holds ids of jobs. Where the table doesn't fit, they are shown by their ends, which every command
+            takes, too.
     """
 
     title: str
     least: int = 0
     rank: int = 0
     justify: Literal["left", "right"] = "left"
+    is_id: bool = False
 
 
 @cache
@@ -99,10 +104,12 @@ def timestamp(moment: float | None) -> str | None:
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table."""
     cells = [[_cell(value) for value in row] for row in rows]
-    wanted = [
-        max([cell_len(column.title), *(cell_len(row[place].plain) for row in cells)])
-        for place, column in enumerate(columns)
-    ]
+    if sum(wanted := _widths(columns, cells)) + _GAP * (len(columns) - 1) > console().width:
+        cells = [
+            [_end_of_id(cell) if column.is_id else cell for column, cell in zip(columns, row, strict=True)]
+            for row in cells
+        ]
+        wanted = _widths(columns, cells)
     widths = _fit(columns, wanted, console().width)
     grid = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     shown = [place for place, width in enumerate(widths) if width]
@@ -116,7 +123,28 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> No
         )
     for row in cells:
         grid.add_row(*(row[place] for place in shown))
-    console().print(grid)
+    _print_grid(grid)
+
+
+def _print_grid(grid: Table) -> None:
+    if console().is_terminal:
+        console().print(grid)
+        return
+    with console().capture() as capture:
+        console().print(grid)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) -> list[int]:
+    return [
+        max([cell_len(column.title), *(cell_len(row[place].plain) for row in cells)])
+        for place, column in enumerate(columns)
+    ]
+
+
+def _end_of_id(cell: Text) -> Text:
+    """The end of a long id: a UUIDv7 begins with its time, so jobs of the same minute begin alike."""
+    return cell if len(cell) <= 13 else Text(f"…{cell.plain[-12:]}")
 
 
 def _fit(columns: Sequence[Column], wanted: Sequence[int], width: int) -> list[int]:
@@ -152,7 +180,7 @@ def facts(pairs: Iterable[tuple[str, str | Text | None]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in shown:
         grid.add_row(name, value)
-    console().print(grid)
+    _print_grid(grid)
 
 
 def state(value: State) -> Text:
@@ -186,6 +214,8 @@ class Walking:
 
     def __enter__(self) -> Walking:
         if console(stderr=True).is_terminal:
+            from rich.progress import Progress, TextColumn
+
             self._bar = Progress(
                 TextColumn("{task.description}  {task.completed:,.0f} of {task.total:,.0f}"),
                 console=console(stderr=True),

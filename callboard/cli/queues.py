@@ -26,7 +26,7 @@ Pattern = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue, or a pat
 def list_queues(
     ctx: typer.Context,
     pattern: Annotated[
-        str, typer.Argument(metavar="[PATTERN]", help="Only those that fit, such as 'email.*'.")
+        str, typer.Argument(metavar="PATTERN", help="Only those that fit, such as 'email.*'.")
     ] = "*",
     everything: Annotated[bool, typer.Option("--all", help="Empty ones, too.", show_default=False)] = False,
     json: Json = False,
@@ -219,9 +219,7 @@ def show_quarantine(
 @quarantine.command("discard")
 def discard_quarantine(
     ctx: typer.Context,
-    message_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="These messages.")
-    ] = None,
+    message_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="These messages.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.", show_default=False)] = False,
     yes: Yes = False,
     json: Json = False,

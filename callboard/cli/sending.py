@@ -83,6 +83,9 @@ def enqueue(
             if type(error) is ValueError:  # what contradicts itself; our own errors are subclasses
                 raise typer.BadParameter(str(error)) from error
             raise
+    recorder = broker.recorder
+    if recorder is not None and (recorder.pending or recorder.dropped):
+        output.note("The store is away, so nothing is recorded of this job; it is safe all the same.")
     if json:
         output.as_json({"id": message.message_id, "actor": message.actor_name, "queue": message.queue_name})
     elif output.console().is_terminal:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from callboard import queues
+from callboard import dead_letter, queues
 from callboard.brokers.base import Broker
-from callboard.brokers.driver import Driver, Location, QueueCounts
-from callboard.errors import BrokerUnavailable, StoreUnavailable
+from callboard.brokers.driver import Driver, Location, QueueCounts, StoredMessage, Verdict
+from callboard.errors import BrokerUnavailable, StoreUnavailable, Unreadable
 from callboard.operations.moments import clock, span
 from callboard.states import State
 from callboard.store.base import Control, Heartbeat, Record
@@ -91,12 +91,33 @@ def gather(broker: Broker, job_id: str) -> Evidence:
     try:
         evidence.location = broker.driver.locate(job_id)
         record = evidence.record
+        if record is None and evidence.location is None and not evidence.locatable:
+            evidence.location = _among_the_dead(broker.driver, job_id)
         if evidence.location is not None or (record is not None and not record.state.is_end):
             queue = evidence.queue
             evidence.counts = broker.driver.counts([queue])[queue]
     except BrokerUnavailable as error:
         evidence.broker_error = str(error)
     return evidence
+
+
+def _among_the_dead(driver: Driver, job_id: str) -> Location | None:
+    """Where a job's dead letter lies, by reading them all: the last resort, for a job without a record."""
+    found: list[Location] = []
+
+    def look(message: StoredMessage) -> Verdict:
+        try:
+            if dead_letter.decode(message.body).job_id == job_id:
+                found.append(Location(message.queue))
+        except Unreadable:
+            pass
+        return Verdict.KEEP
+
+    names = [name for name in driver.queues() if name.endswith(".dead")]
+    for name, count in driver.counts(names).items():
+        if count.ready and not found:
+            driver.walk(name, look)
+    return found[0] if found else None
 
 
 def explain(evidence: Evidence) -> Why:
@@ -176,7 +197,8 @@ def _obstacle(e: Evidence) -> str:
     if e.control is not None and queue in e.control.paused:
         return f", which is paused; 'callboard queues resume {queue}' lets it go"
     if not consumers and not (e.counts is not None and e.counts.consumers):
-        return f", and no worker consumes that queue; start one: callboard worker --queues '{queue}'"
+        pattern = f"{queues.category_of(queue)}.*"
+        return f", and no worker consumes that queue; start one: callboard worker --queues '{pattern}'"
     return _behind(e, consumers)
 
 
@@ -288,28 +310,34 @@ _SENTENCES: dict[State, Callable[[Evidence, Record], str]] = {
 def _without_record(e: Evidence) -> Why:
     place = e.location
     if place is None:
-        known_by = "the store and the broker know" if e.locatable else "the store knows"
-        if e.store_error:
-            known_by = "the broker knows" if e.locatable and not e.broker_error else "nobody can say"
-            return Why(
-                job_id=e.job_id,
-                known=False,
-                sentence="whether there is such a job can't be told"
-                if known_by == "nobody can say"
-                else "the broker has no such job, so it has ended or never was",
-            )
-        hint = "" if e.locatable else "; the broker can't look up a single job"
-        return Why(job_id=e.job_id, known=False, sentence=f"no job of this id is one that {known_by}{hint}")
+        return Why(job_id=e.job_id, known=False, sentence=_unknown(e))
     if place.claimed_by:
         text = f"worker {place.claimed_by} has it, from {place.queue}"
     elif place.due is not None and place.due > e.now:
-        text = f"it waits in {place.queue} until it is due in {_until(place.due, e.now)}"
-    elif place.queue.endswith(".dead"):
+        text = f"it waits in {place.queue}, and is due in {_until(place.due, e.now)}"
+    elif not is_job_queue(place.queue):
         text = f"dead: its letter lies in {place.queue}; 'callboard dead show {e.job_id}' tells why"
     else:
         text = f"it waits in {place.queue}{_obstacle(e)}"
-    suffix = "" if e.store_error else "; the store has no record of it"
-    return Why(job_id=e.job_id, sentence=text + suffix)
+    return Why(job_id=e.job_id, sentence=text + ("" if e.store_error else "; the store has no record of it"))
+
+
+def _unknown(e: Evidence) -> str:
+    """Neither the store nor the broker has it, or they can't say."""
+    if e.broker_error and e.store_error:
+        return "whether there is such a job can't be told"
+    if e.store_error:
+        if e.locatable:
+            return "the broker has no such job: it has ended, or never was"
+        return "whether there is such a job can't be told, as the broker can't look up a single one"
+    if e.broker_error or not e.locatable:
+        looked = (
+            ""
+            if e.broker_error
+            else "; of the broker, only its dead letters can be searched, and have no such job"
+        )
+        return f"the store knows no such job{looked}"
+    return "there is no such job that the store or the broker knows"
 
 
 # -- the rest of the sentence ------------------------------------------------------------------------------
@@ -418,7 +446,7 @@ def _lower(text: str) -> str:
 
 
 def _sentence_part(text: str) -> str:
-    return text.rstrip(".")
+    return text.rstrip(".?")
 
 
 def is_job_queue(queue: str) -> bool:
