@@ -65,5 +65,6 @@ def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("pika").setLevel(logging.ERROR)
+    # It logs each failed connection several times; our link says it once, in a sentence.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     logging.getLogger("dramatiq").setLevel(max(logging.WARNING, root.level))

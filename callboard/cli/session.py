@@ -69,8 +69,11 @@ def _user() -> str:
 
 def _quiet_logs() -> None:
     """Commands tell what matters themselves; what is logged on the way would garble it."""
+    import logging
+
     from callboard.logs import configure_logging
 
-    configure_logging(
-        level="debug" if os.environ.get("CALLBOARD_DEBUG") == "1" else "critical", style="console"
-    )
+    if os.environ.get("CALLBOARD_DEBUG") == "1":
+        configure_logging(level="debug", style="console")
+    else:
+        logging.disable()  # not by a level: a driver may set that of a library
