@@ -77,7 +77,7 @@ class Recorder:
     def _begin(self) -> None:
         """The state of a process that has recorded nothing yet."""
         self.dropped = 0
-        self._pending: deque[Change | _Mark] = deque()
+        self._pending: deque[Change | Callable[[], Change | None] | _Mark] = deque()
         self._writing: list[Change] = []
         self._thread: threading.Thread | None = None
         self._asleep = False
@@ -105,6 +105,11 @@ class Recorder:
             self._start()
         if len(pending) > self._max_pending:
             self._drop_oldest()
+
+    def record_lazily(self, make: Callable[[], Change | None]) -> None:
+        """Have a change written soon that may be out of date by then: `make` is called when its turn has come,
+        in the recorder's thread, and returns None if there is nothing to tell any more."""
+        self.record(make)  # type: ignore[arg-type]  # told apart by `_made`
 
     @property
     def pending(self) -> int:
@@ -147,8 +152,8 @@ class Recorder:
                     return
                 if isinstance(oldest, _Mark):
                     oldest.passed.set()
-                else:
-                    self._count_dropped(oldest)
+                elif (change := _made(oldest)) is not None:
+                    self._count_dropped(change)
 
     def _count_dropped(self, change: Change) -> None:
         now = self._clock()
@@ -223,12 +228,12 @@ class Recorder:
         changes = self._writing = []
         while len(jobs) < self._batch and len(changes) < self._batch * _CHANGES_PER_JOB:
             try:
-                change = self._pending.popleft()
+                oldest = self._pending.popleft()
             except IndexError:
                 break
-            if isinstance(change, _Mark):
-                marks.append(change)
-            else:
+            if isinstance(oldest, _Mark):
+                marks.append(oldest)
+            elif (change := _made(oldest)) is not None:
                 changes.append(change)
                 jobs.add(change.job_id)
         return marks
@@ -289,9 +294,20 @@ class Recorder:
                 oldest = self._pending.popleft()
                 if isinstance(oldest, _Mark):
                     marks.append(oldest)
-                else:
-                    self._count_dropped(oldest)
+                elif (change := _made(oldest)) is not None:
+                    self._count_dropped(change)
         log.warning("records dropped, the store couldn't be written to the end", count=self._unreported)
+
+
+def _made(pending: Change | Callable[[], Change | None]) -> Change | None:
+    """A change, made now if it was recorded lazily."""
+    if not callable(pending):
+        return pending
+    try:
+        return pending()
+    except Exception:
+        log.exception("a change can't be made")
+        return None
 
 
 def _after_fork_in_child() -> None:

@@ -340,7 +340,9 @@ class Database:
     def _explain_os(self, error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _full(self.name)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno == errno.EROFS:
+            return f"{self.name} can't be written, its file system is read-only: name another folder for the store"
+        if error.errno in (errno.EACCES, errno.EPERM):
             return _forbidden(self.name, error)
         return f"{self.name} can't be opened ({error}): name another folder for the store"
 

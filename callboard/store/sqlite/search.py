@@ -140,15 +140,12 @@ def _places(
 
 
 def _bounds(query: Query, start: Place) -> tuple[str, list[Any]]:
-    conditions = ["(born, seq) < (?, ?)"]
-    values: list[Any] = [*start]
-    if query.since is not None:
-        conditions.append("born >= ?")
-        values.append(query.since)
+    # One upper bound, or SQLite might begin at the other one and walk. Numbers start at 1.
     if query.until is not None:
-        conditions.append("born < ?")
-        values.append(query.until)
-    return " AND ".join(conditions), values
+        start = min(start, (query.until, 0))
+    if query.since is None:
+        return "(born, seq) < (?, ?)", [*start]
+    return "(born, seq) < (?, ?) AND born >= ?", [*start, query.since]
 
 
 def _equal(columns: Sequence[str]) -> str:

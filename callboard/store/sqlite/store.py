@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,7 +25,9 @@ from callboard.store.sqlite.records import Batch, OutOfOrder
 from callboard.store.sqlite.search import count_by_state, partitions, read_record, search_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 _CANCELLED_FOR = 400 * 86_400.0  # longer than any delay
 _HEARTBEAT_KEPT = 86_400.0
@@ -351,23 +353,25 @@ def _ended_before(connection: sqlite3.Connection, before: float, limit: int) -> 
     return numbers
 
 
-def _remove(connection: sqlite3.Connection, numbers: Iterable[int]) -> int:
+def _remove(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
     """Forget records, except for those that were replayed meanwhile."""
-    still_ended = f"state IN ({','.join('?' * len(_ENDED))})"
-    removed = 0
-    for number in numbers:
-        tags = connection.execute(
-            f"DELETE FROM records WHERE seq = ? AND {still_ended} RETURNING tags, born", (number, *_ENDED)
-        ).fetchone()
-        if tags is None:
-            continue
-        removed += 1
-        connection.execute("DELETE FROM events WHERE seq = ?", (number,))
-        for tag in json.loads(tags[0] or "[]"):
-            connection.execute(
-                "DELETE FROM tags WHERE tag = ? AND born = ? AND seq = ?", (tag, tags[1], number)
-            )
-    return removed
+    ended, states = _one_of("state", _ENDED)
+    these, numbers = _one_of("seq", numbers)
+    found = connection.execute(
+        f"SELECT seq, born, tags FROM records WHERE {these} AND {ended}", (*numbers, *states)
+    ).fetchall()
+    these, numbers = _one_of("seq", [number for number, _, _ in found])
+    connection.execute(f"DELETE FROM records WHERE {these}", numbers)
+    connection.execute(f"DELETE FROM events WHERE {these}", numbers)
+    connection.executemany(
+        "DELETE FROM tags WHERE tag = ? AND born = ? AND seq = ?",
+        [(tag, born, number) for number, born, tags in found if tags for tag in json.loads(tags)],
+    )
+    return len(found)
+
+
+def _one_of(column: str, values: Sequence[T]) -> tuple[str, Sequence[T]]:
+    return f"{column} IN ({','.join('?' * len(values))})", values
 
 
 def _mended(change: Change) -> Change:
