@@ -73,7 +73,7 @@ def _quiet_logs() -> None:
 
     from callboard.logs import configure_logging
 
-    if os.environ.get("CALLBOARD_DEBUG") == "1":
-        configure_logging(level="debug", style="console")
-    else:
-        logging.disable()  # not by a level: a driver may set that of a library
+    debug = os.environ.get("CALLBOARD_DEBUG") == "1"
+    configure_logging(level="debug" if debug else "critical", style="console")
+    if not debug:
+        logging.disable()  # not by levels alone: a driver may set that of a library
