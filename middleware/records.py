@@ -11,7 +11,7 @@ from callboard import queues
 from callboard.actor import JobActor
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.base import job_order
-from callboard.brokers.claim import ClaimedMessage, Die, Finish, GiveBack, Later
+from callboard.brokers.claim import DONE, ClaimedMessage, Die, Finish, GiveBack, Later
 from callboard.payload import masked_json
 from callboard.process import worker_name
 from callboard.states import State, order
@@ -19,7 +19,10 @@ from callboard.store.base import Change
 
 
 class Records(Middleware):
-    """Records each job when it is queued, started and settled."""
+    """Records each job when it is queued, started and settled.
+
+    A short run is one change: that it started is told only if it still runs when the recorder gets to it.
+    """
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         assert isinstance(broker, CallboardBroker)
@@ -50,17 +53,7 @@ class Records(Middleware):
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
         if broker.recorder is not None:
-            broker.recorder.record(
-                Change(
-                    job_id=message.message_id,
-                    order=job_order(message, State.RUNNING),
-                    state=State.RUNNING,
-                    at=message.started_at,
-                    started_at=message.started_at,
-                    attempt=message.attempt,
-                    worker=worker_name(),
-                )
-            )
+            broker.recorder.record_lazily(_Start(message))
 
     def after_ack(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
@@ -70,10 +63,34 @@ class Records(Middleware):
     after_nack = after_ack
 
 
+class _Start:
+    """That a run has started."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: ClaimedMessage) -> None:
+        self._message = message
+
+    def __call__(self) -> Change | None:
+        message = self._message
+        if message.settled:  # what became of it says when it started, too
+            return None
+        return Change(
+            job_id=message.message_id,
+            order=job_order(message, State.RUNNING),
+            state=State.RUNNING,
+            at=message.started_at or 0.0,
+            started_at=message.started_at,
+            attempt=message.attempt,
+            worker=worker_name(),
+        )
+
+
 def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
     """What a settled message's disposition tells."""
     disposition, headers, now = message.disposition, message.headers, broker.clock()
     category, priority = queues.split(message.queue_name)
+    ran = message.run is not None  # it wasn't kept from running
     change = Change(
         job_id=message.message_id,
         order=0,
@@ -82,15 +99,18 @@ def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
         actor=message.actor_name,
         category=category,
         queue=message.queue_name,
-        priority=int(priority),
+        priority=priority._value_,  # `int()` of it takes six times as long
         enqueued_at=message.message_timestamp / 1000,
+        started_at=message.started_at if ran else None,
+        attempt=message.attempt if ran else None,
+        worker=worker_name() if ran else None,
     )
     if isinstance(disposition, Finish):
         change.state = disposition.state
         change.order = order(headers.hop, disposition.state)
         change.finished_at = now
         change.reason = disposition.reason
-        if disposition.state is not State.SUCCEEDED:
+        if disposition is not DONE:
             change.event = disposition.reason
     elif isinstance(disposition, Later):
         change.state = disposition.state

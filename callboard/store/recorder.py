@@ -294,8 +294,8 @@ class Recorder:
                 oldest = self._pending.popleft()
                 if isinstance(oldest, _Mark):
                     marks.append(oldest)
-                elif (change := _made(oldest)) is not None:
-                    self._count_dropped(change)
+                elif (made := _made(oldest)) is not None:
+                    self._count_dropped(made)
         log.warning("records dropped, the store couldn't be written to the end", count=self._unreported)
 
 

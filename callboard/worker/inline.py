@@ -11,6 +11,7 @@ An async actor runs on an event loop thread, as it does in a real worker; the fi
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,14 @@ class PromptRecorder(Recorder):
     def record(self, change: Change) -> None:
         self._store.write([change])
 
+    def record_lazily(self, make: Callable[[], Change | None]) -> None:
+        if (change := make()) is not None:
+            self.record(change)
+
+    def record_lazily(self, make: Callable[[], Change | None]) -> None:
+        if (change := make()) is not None:
+            self.record(change)
+
 
 class PromptControl(ControlWatch):
     """Looks whenever it is asked, and has no thread."""
@@ -199,6 +208,7 @@ class InlineWorker:
             self._intake = None
             self._dead = False  # the next one lives
             enter_run(None)
+            self._broker.running.pop(threading.get_ident(), None)
             return self._killed(message, delivery)
         finally:
             self.running = None
