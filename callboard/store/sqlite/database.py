@@ -23,7 +23,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,7 @@ class Database:
         self._pool = threading.Condition()
         self._idle: list[Connection] = []
         self._reading: set[Connection] = set()
-        self._paused = False
+        self._at_rest = False
 
     @property
     def name(self) -> str:
@@ -289,20 +289,21 @@ class Database:
     # -- forks -------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        self._paused = self._turn.acquire(timeout=_WAIT_BEFORE_FORK)
+        self._at_rest = self._turn.acquire(timeout=_WAIT_BEFORE_FORK)
         self._pool.acquire()
         self._pool.wait_for(lambda: not self._reading, timeout=_WAIT_BEFORE_FORK)
-        if self._paused and self.path is not None:
-            self._close_connections()
+        if self._at_rest and self.path is not None:
+            with suppress(sqlite3.Error, OSError):  # the fork comes anyway
+                self._close_connections()
 
     def after_fork_in_parent(self) -> None:
         self._pool.release()
-        if self._paused:
+        if self._at_rest:
             self._turn.release()
 
     def after_fork_in_child(self) -> None:
         _inherited.extend(self._reading)
-        if self.path is None and self._paused:
+        if self.path is None and self._at_rest:
             self.after_fork_in_parent()  # the child's memory has its own copy, complete
             return
         if self._writer is not None:

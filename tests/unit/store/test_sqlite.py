@@ -153,50 +153,100 @@ def test_a_file_that_is_deleted_under_a_running_process_is_made_anew(
     assert raw(path, "SELECT job_id FROM records") == [("c",)]
 
 
-def test_a_store_can_be_used_on_both_sides_of_a_fork(path: Path) -> None:
-    script = """
-import os, sys, threading
+_FORKS = """
+import os, sys, threading, time
 from callboard.states import State
 from callboard.store.base import Change, Query
 from callboard.store.sqlite import SQLiteStore
 
 store, memory = SQLiteStore(sys.argv[1]), SQLiteStore(":memory:")
 
-def write(store, name, n):
-    store.write([Change(job_id=f"{name}-{n}-{m}", order=1, state=State.QUEUED, at=1.0) for m in range(10)])
-
 def use(name):
-    for n in range(30):
-        write(store, name, n)
+    for n in range(20):
+        store.write([
+            Change(job_id=f"{name}-{n}-{m}", order=1, state=State.QUEUED, at=1.0) for m in range(10)
+        ])
         assert store.get(f"{name}-{n}-9") is not None
         assert store.search(Query(limit=5)).records
 
+def fork(act):
+    if (pid := os.fork()) == 0:
+        act()
+        os._exit(0)
+    return pid
+
+def wait(*children):
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+
 memory.add("before")
 use("before")
-busy = threading.Thread(target=use, args=("busy",))
-busy.start()
-children = []
-for child in range(4):
-    if (pid := os.fork()) == 0:
-        use(f"child{child}")
-        memory.add("after")
-        assert memory.counters() == {"after": 1, "before": 1}
-        os._exit(0)
-    children.append(pid)
-    use(f"parent{child}")
-busy.join()
-assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
-assert store.count_by_state() == {State.QUEUED: 3000}
-store.close()
 """
+
+
+def _run_forks(script: str, path: Path) -> None:
     # Python 3.12 warns of any fork beside threads; that this one is safe is what is tested.
     subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, str(path)],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORKS + script, str(path)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         timeout=2 * PATIENCE,
         check=True,
     )
     assert raw(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_store_can_be_used_on_both_sides_of_a_fork(path: Path) -> None:
+    script = """
+busy = threading.Thread(target=use, args=("busy",))
+busy.start()
+children = []
+for child in range(4):
+    children.append(fork(lambda: use(f"child{child}")))
+    use(f"parent{child}")
+busy.join()
+wait(*children)
+assert store.count_by_state() == {State.QUEUED: 2000}
+"""
+    _run_forks(script, path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux alone")
+def test_a_forked_child_has_none_of_its_parents_connections(path: Path) -> None:
+    script = """
+def check():
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    files = [os.readlink(link) for link in links if os.path.islink(link)]
+    assert not any(file.startswith(sys.argv[1]) for file in files), files
+    use("child")
+
+wait(fork(check))
+"""
+    _run_forks(script, path)
+
+
+def test_a_fork_waits_for_a_thread_that_is_writing(path: Path) -> None:
+    script = """
+def write(a_store):
+    with a_store._database.writing():
+        inside.release()
+        time.sleep(0.3)
+
+def check():
+    use("child")
+    memory.add("after")
+    assert memory.counters() == {"after": 1, "before": 1}
+
+inside = threading.Semaphore(0)
+threads = [threading.Thread(target=write, args=(each,)) for each in (store, memory)]
+for thread in threads:
+    thread.start()
+    inside.acquire()
+wait(fork(check))
+for thread in threads:
+    thread.join()
+memory.add("after")
+assert memory.counters() == {"after": 1, "before": 1}
+"""
+    _run_forks(script, path)
 
 
 def test_connections_are_few_however_many_threads_read(opened: Callable[..., SQLiteStore]) -> None:
