@@ -5,6 +5,8 @@ Exports `broker`, which commands take by this module's name, and `actor`, which 
 
 from __future__ import annotations
 
+import dramatiq
+
 from callboard import ActorDecorator
 from callboard.brokers import open_driver
 from callboard.brokers.base import Broker
@@ -24,6 +26,7 @@ broker = Broker(
     park_deadline=settings.park_deadline,
     signer=Signer.parse(settings.signing_keys.get_secret_value()) if settings.signing_keys else None,
 )
+dramatiq.set_broker(broker)  # where Dramatiq's pipelines and groups look for it
 actor = ActorDecorator(broker)
 
 __all__ = ["actor", "broker"]
