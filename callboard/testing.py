@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import pytest
 
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from dramatiq import Actor, Message
+    from pydantic import BaseModel
 
+    from callboard.actor import ModelActor, ModelSending
     from callboard.brokers.base import Broker
     from callboard.dead_letter import DeadLetter
     from callboard.states import State
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from callboard.worker.inline import InlineDriver, InlineWorker, JobRun, Waiting
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+M = TypeVar("M", bound="BaseModel")
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
@@ -308,7 +312,15 @@ class Jobs:
             self.clock._seconds = max(end, self.clock())
         return report
 
-    def run_twice(self, actor: Sends[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R, R]:
+    @overload
+    def run_twice(self, actor: ModelActor[M, Q, R] | ModelSending[M, Q, R], payload: M, /) -> tuple[R, R]: ...
+    @overload
+    def run_twice(
+        self, actor: ModelActor[M, Q, R] | ModelSending[M, Q, R], /, *args: Q.args, **fields: Q.kwargs
+    ) -> tuple[R, R]: ...
+    @overload
+    def run_twice(self, actor: Sends[P, R], /, *args: P.args, **kwargs: P.kwargs) -> tuple[R, R]: ...
+    def run_twice(self, actor: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Send a job, and run it twice: as if the worker had been killed after the run, before its ack.
 
         So the second run has the same id, the same bytes and the same number. Both have to succeed; what they

@@ -113,10 +113,6 @@ class PromptRecorder(Recorder):
         if (change := make()) is not None:
             self.record(change)
 
-    def record_lazily(self, make: Callable[[], Change | None]) -> None:
-        if (change := make()) is not None:
-            self.record(change)
-
 
 class PromptControl(ControlWatch):
     """Looks whenever it is asked, and has no thread."""

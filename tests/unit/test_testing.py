@@ -504,6 +504,15 @@ def test_a_job_that_is_not_safe_to_run_twice_is_found_out(
         jobs.run_twice(pay, 42)
 
 
+def test_a_model_can_be_given_whole_or_by_its_fields(jobs: Jobs, actor: ActorDecorator) -> None:
+    @actor(SendEmail, category="jobs")
+    def count(email: SendEmail) -> int:
+        return len(email.to)
+
+    assert jobs.run_twice(count, SendEmail(to=["ada"])) == (1, 1)
+    assert jobs.run_twice(count, to=["ada", "bob"]) == (2, 2)
+
+
 def test_what_a_run_sends_is_sent_twice_when_it_runs_twice(
     jobs: Jobs, actor: ActorDecorator, note: Any
 ) -> None:
@@ -932,6 +941,12 @@ APP_TEST = """
         jobs.drain()
         assert sent == [n]
 
+    def test_a_pipeline_runs(jobs):
+        sent.clear()
+        (send_invoice.message(1) | send_invoice.message(2)).run()
+        jobs.drain()
+        assert sent == [1, 2]
+
     async def _sends():
         await send_invoice.send_async(9)
 
@@ -971,7 +986,7 @@ def app(pytester: pytest.Pytester) -> Iterator[pytest.Pytester]:
 def test_an_application_needs_no_configuration(app: pytest.Pytester, options: list[str]) -> None:
     app.makepyfile(**{"tests/test_billing": APP_TEST})
     result = app.runpytest_subprocess("-W", "error", *options)
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=6)
 
 
 def test_a_failure_shows_the_jobs_own_lines_and_none_of_the_machinery(app: pytest.Pytester) -> None:
