@@ -302,12 +302,10 @@ class Database:
             self._turn.release()
 
     def after_fork_in_child(self) -> None:
-        _inherited.extend(self._reading)
         if self.path is None and self._at_rest:
             self.after_fork_in_parent()  # the child's memory has its own copy, complete
             return
-        if self._writer is not None:
-            _inherited.append(self._writer)
+        _inherited.append((self._writer, self._reading, self._idle))
         self._forget()
 
     # -- what can go wrong -------------------------------------------------------------------------------

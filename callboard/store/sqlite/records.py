@@ -63,9 +63,9 @@ class Bulk:
         return touched
 
 
-def _new_row(parameter: str) -> dict[str, str]:
-    """The columns of a new record, as expressions over numbered parameters or columns of VALUES."""
-    given = {name: f"{parameter}{number}" for number, name in enumerate(_COLUMNS, start=1)}
+def _new_row() -> dict[str, str]:
+    """The columns of a new record, as expressions over the columns of VALUES."""
+    given = {name: f"column{number}" for number, name in enumerate(_COLUMNS, start=1)}
     said = {name: f"nullif({given[name]}, '')" if name in KIND else given[name] for name in FIELDS}
     mask = " + ".join(
         f"({value} IS NOT NULL) * {1 << position}" for position, value in enumerate(said.values())
@@ -80,7 +80,6 @@ def _new_row(parameter: str) -> dict[str, str]:
 
 
 def _upsert() -> Bulk:
-    new = _new_row("column")
     newer = "excluded.low >= ord"
     updates = {
         "state": f"iif({newer}, excluded.state, state)",
@@ -99,26 +98,22 @@ def _upsert() -> Bulk:
             over = f"coalesce(excluded.{name}, {name})"
             fill = f"coalesce({name}, excluded.{name})"
         updates[name] = f"iif({newer}, {over}, {fill})"
+    return _insert(updates, f"WHERE {newer} OR excluded.ord < low")
+
+
+def _insert(updates: dict[str, str], condition: str = "") -> Bulk:
+    """Insert records, or change those that are there."""
+    new = _new_row()
+    assignments = ", ".join(f"{name} = {value}" for name, value in updates.items())
     return Bulk(
         f"INSERT INTO records ({', '.join(new)}) SELECT {', '.join(new.values())} FROM (VALUES",
         len(_COLUMNS),
-        f") WHERE true ON CONFLICT (job_id) DO UPDATE SET {_assign(updates)} WHERE {newer} OR excluded.ord < low",
+        f") WHERE true ON CONFLICT (job_id) DO UPDATE SET {assignments} {condition}",
     )
-
-
-def _overwrite() -> str:
-    new = _new_row("?")
-    return (
-        f"INSERT INTO records ({', '.join(new)}) VALUES ({', '.join(new.values())})"
-        f" ON CONFLICT (job_id) DO UPDATE SET {_assign({name: f'excluded.{name}' for name in _COLUMNS})}"
-    )
-
-
-def _assign(updates: dict[str, str]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in updates.items())
 
 
 _UPSERT = _upsert()
+_OVERWRITE = _insert({name: f"excluded.{name}" for name in _COLUMNS})
 _TELL = Bulk(
     f"""
     INSERT OR REPLACE INTO events (seq, slot, at, state, attempt, worker, text)
@@ -132,7 +127,6 @@ _TAG = Bulk(
     2,
     ") CROSS JOIN records WHERE job_id = column1",
 )
-_OVERWRITE = _overwrite()
 _FIND = f"SELECT {', '.join(_COLUMNS)} FROM records WHERE job_id = ?"
 
 
@@ -188,10 +182,12 @@ class Batch:
 
     def write_exactly(self, connection: sqlite3.Connection) -> None:
         """Write it within a transaction, whatever came before what."""
+        values: list[Any] = []
         for job_id, changes in self._jobs.items():
             draft, told = _find(connection, job_id)
             draft.apply(changes)
-            connection.execute(_OVERWRITE, self._row(job_id, draft, told=told))
+            values += self._row(job_id, draft, told=told)
+        _OVERWRITE.execute(connection, values)
         self._write_beside(connection)
 
     def _write_beside(self, connection: sqlite3.Connection) -> None:
