@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from pika.channel import Channel
 
@@ -20,13 +20,16 @@ from callboard.brokers.driver import (
 )
 from callboard.brokers.rabbitmq import address
 from callboard.brokers.rabbitmq.intake import RabbitmqIntake
+from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.publisher import Publisher
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.topology import count_messages, named, purge_queue
 from callboard.brokers.rabbitmq.walk import Walk
 from callboard.errors import BrokerUnavailable
 
-ANSWER_TIMEOUT = 5.0
+T = TypeVar("T")
+
+ANSWER_TIMEOUT = 5.0  # seconds
 
 
 class RabbitmqDriver(Driver):
@@ -73,7 +76,7 @@ class RabbitmqDriver(Driver):
             self._publisher,
         )
         with self._lock:
-            self._intakes = [*(one for one in self._intakes if not one.is_closed), intake]
+            self._intakes = [*(one for one in self._intakes if not one.link.is_over), intake]
         return intake
 
     def queues(self) -> list[str]:
@@ -83,7 +86,7 @@ class RabbitmqDriver(Driver):
     def counts(self, queues: Iterable[str]) -> dict[str, QueueCounts]:
         """Ready messages and consumers; AMQP tells neither what is claimed nor, per queue, what is delayed."""
         names = {queue: named(self._namespace, queue) for queue in queues}
-        found = self._publisher.link.ask(count_messages(names), ANSWER_TIMEOUT)
+        found = self._ask(count_messages(names))
         nothing = (0, 0)
         return {
             queue: QueueCounts(ready=ready, delayed=None, consumers=consumers)
@@ -92,7 +95,7 @@ class RabbitmqDriver(Driver):
 
     def purge(self, queue: str) -> int:
         """What is delayed on the ladder stays, for all queues wait there together."""
-        return self._publisher.link.ask(purge_queue(named(self._namespace, queue)), ANSWER_TIMEOUT)
+        return self._ask(purge_queue(named(self._namespace, queue)))
 
     def walk(
         self, queue: str, decide: Decide, *, progress: Callable[[int, int], None] | None = None
@@ -109,6 +112,23 @@ class RabbitmqDriver(Driver):
         return Walk(
             self._addresses, self._namespace, f"{self._name}: walk over {queue}", queue, self._publisher
         )
+
+    def _ask(self, script: Script[T]) -> T:
+        """On a connection that an alarm doesn't silence: those that publish aren't read until it is over."""
+        with self._lock:
+            claiming = [intake.link for intake in self._intakes]
+        for link in claiming:
+            if link.outage is None and not link.is_over:
+                return link.ask(script, ANSWER_TIMEOUT)
+        publishing = self._publisher.link
+        if publishing.blocked is None:
+            return publishing.ask(script, ANSWER_TIMEOUT)
+        link = Link(self._addresses, f"{self._name}: asking")
+        link.start()
+        try:
+            return link.ask(script, ANSWER_TIMEOUT)
+        finally:
+            link.close()
 
     def ping(self) -> None:
         link = self._publisher.link

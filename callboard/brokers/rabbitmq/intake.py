@@ -74,7 +74,6 @@ class RabbitmqIntake(Intake):
         self._kicked = False
         self._gathering = False
         self._touched: set[Hold] = set()
-        self._closed = False
         self._link = Link(addresses, name, up=self._up, down=self._down)
         queues = sorted(dict.fromkeys(options.queues), key=priority_of)
         self._unsettled = set(queues)
@@ -155,7 +154,7 @@ class RabbitmqIntake(Intake):
         self._kick()
 
     def flush(self, timeout: float) -> bool:
-        if self._closed:
+        if self._link.is_over:
             return True
         applied = threading.Event()
         self._link.call(lambda: self._apply(applied.set))
@@ -165,13 +164,13 @@ class RabbitmqIntake(Intake):
         self._link.call(lambda: self._pause(queues))
 
     @property
-    def is_closed(self) -> bool:
-        return self._closed
+    def link(self) -> Link:
+        """The connection."""
+        return self._link
 
     def close(self) -> None:
-        if self._closed:
+        if self._link.is_over:
             return
-        self._closed = True
         gone = threading.Event()
         self._link.call(lambda: self._let_go(gone))
         gone.wait(2.0)  # without an answer, RabbitMQ gives back by itself what a closed connection held

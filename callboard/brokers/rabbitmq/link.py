@@ -68,17 +68,19 @@ class Link:
         self.outage: str | None = f"connecting to {addresses[0]}"
         #: Why RabbitMQ takes no messages (a memory or disk alarm), or None.
         self.blocked: str | None = None
+        #: How many connections there have been.
+        self.opened = 0
         self._addresses = addresses
         self._up, self._down, self._freed, self._turned_away = up, down, freed, turned_away
         self._longest_pause = longest_pause
         self._stream: Stream | None = None  # open, or opening
         self._is_up = False
-        self._was_up = False
         self._position = 0
         self._failures = 0
         self._away_since: float | None = None
         self._unasked: list[tuple[Script[Any], Callable[[Any, Exception | None], None]]] = []
         self._closing = False
+        self._forgotten = False
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name=f"callboard {name}", daemon=True)
         _track(self)
@@ -92,7 +94,9 @@ class Link:
         self._thread.start()
 
     def call(self, work: Callable[[], object]) -> None:
-        """Run something in the link's thread, soon."""
+        """Run something in the link's thread, soon; not if the link is over."""
+        if self._forgotten:
+            return
         self._loop.add_callback_threadsafe(lambda: self._guard(work))
 
     def ask(self, script: Script[T], timeout: float) -> T:
@@ -110,9 +114,8 @@ class Link:
 
         self.call(lambda: self._ask(script, done))
         if not answered.wait(timeout):
-            raise BrokerUnavailable(
-                self.outage or f"RabbitMQ at {self.where} gave no answer within {timeout:g} s"
-            )
+            late = f"RabbitMQ at {self.where} gave no answer within {timeout:g} s"
+            raise BrokerUnavailable(self.outage or self.blocked or late)
         if outcome[1] is not None:
             raise self._unavailable(outcome[1]) from outcome[1]
         result: T = outcome[0]
@@ -124,14 +127,16 @@ class Link:
         return str(self._address)
 
     @property
-    def in_own_thread(self) -> bool:
-        return threading.current_thread() is self._thread
+    def is_over(self) -> bool:
+        """It was closed, or is another process's."""
+        return self._closing
 
     def close(self, timeout: float = 5.0) -> None:
         """Say goodbye to the server, and end the thread; without a goodbye if that takes too long."""
         if self._closing:
             return
         self._closing = True
+        self.outage = "the connection to RabbitMQ was closed by its owner"
         if not self._thread.is_alive():
             self._loop.close()
             return
@@ -216,7 +221,8 @@ class Link:
         if self._away_since is not None:
             away = round(time.monotonic() - self._away_since, 1)
             log.info("rabbitmq_is_back", address=self.where, connection=self.name, away_seconds=away)
-        self._is_up = self._was_up = True
+        self._is_up = True
+        self.opened += 1
         self.outage, self._away_since = None, None
         self._failures = 0
         self._up(stream)
@@ -232,16 +238,18 @@ class Link:
         self._note_outage(error)
         self._failures += 1
         self._position = (self._position + 1) % len(self._addresses)
-        if self._position == 0 and not self._was_up and is_refusal(error):
-            self._give_up_waiting()
+        if self._position == 0 and not self.opened:
+            self._give_up_waiting(error)
         self.later(self._pause(), self._connect)
 
-    def _give_up_waiting(self) -> None:
+    def _give_up_waiting(self, error: BaseException) -> None:
+        """Nobody has answered, and never has: questions needn't wait; messages may, unless we are refused."""
         assert self.outage is not None
         waiting, self._unasked = self._unasked, []
         for _, done in waiting:
             done(None, BrokerUnavailable(self.outage))
-        self._turned_away(self.outage)
+        if is_refusal(error):
+            self._turned_away(self.outage)
 
     def _lost(self, error: BaseException) -> None:
         self._stream, self._is_up, self.blocked = None, False, None
@@ -297,7 +305,7 @@ class Link:
 
     def forget(self) -> None:
         """Close the inherited descriptors, silently."""
-        self._closing = True
+        self._closing = self._forgotten = True
         if self._stream is not None:
             self._stream.let_go()
         let_go_of_loop(self._loop)

@@ -32,7 +32,7 @@ from callboard.errors import BrokerUnavailable
 
 PREFETCH = 1000
 _STEP = 250  # letters that are decided upon before they are published
-_PATIENCE = 30.0  # seconds to wait for another walk to end, and for a server that is slow
+PATIENCE = 30.0  # seconds to wait for another walk to end, and for a server that is slow
 _PUT_DEADLINE = 30.0
 
 
@@ -50,12 +50,10 @@ class Walk:
         name: str,
         queue: str,
         publisher: Publisher,
-        patience: float = _PATIENCE,
     ) -> None:
         self._namespace = namespace
         self._queue = queue
         self._publisher = publisher
-        self._patience = patience
         self._arrived = threading.Condition()
         self._letters: deque[Arrival] = deque()
         self._interrupted = False
@@ -78,7 +76,7 @@ class Walk:
 
     def count(self) -> int:
         """How many messages can be walked over now; 0 if there is no such queue."""
-        counted = self._link.ask(count_messages({self._queue: self._name}), self._patience)
+        counted = self._link.ask(count_messages({self._queue: self._name}), PATIENCE)
         return counted.get(self._queue, (0, 0))[0]
 
     def go(self, decide: Decide, progress: Callable[[int, int], None] | None) -> WalkReport:
@@ -110,8 +108,8 @@ class Walk:
 
     def _lock(self) -> None:
         name = named(self._namespace, f"callboard.walk.{self._queue}")
-        until = time.monotonic() + self._patience
-        while not self._link.ask(_take_lock(name), self._patience):
+        until = time.monotonic() + PATIENCE
+        while not self._link.ask(_take_lock(name), PATIENCE):
             if time.monotonic() > until:
                 raise BrokerUnavailable(
                     f"another walk over '{self._queue}' is under way; try again when it has ended"
@@ -131,7 +129,7 @@ class Walk:
 
     def _take(self, limit: int) -> list[Arrival]:
         """The next letters; none if the queue has run dry before its count was reached."""
-        until = time.monotonic() + self._patience
+        until = time.monotonic() + PATIENCE
         while True:
             with self._arrived:
                 self._arrived.wait_for(lambda: self._letters or self._interrupted, timeout=1.0)
@@ -178,7 +176,7 @@ class Walk:
             done.set()
 
         self._link.call(run)
-        done.wait(self._patience)
+        done.wait(PATIENCE)
 
     def _stored(self, letter: Arrival) -> StoredMessage:
         return StoredMessage(self._queue, letter.body, letter.properties.headers)

@@ -1,0 +1,460 @@
+"""The RabbitMQ driver against a real node: what the suite of drivers can't ask of every driver."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+import structlog
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.channel import Channel
+
+from callboard.brokers.driver import (
+    Delivery,
+    Intake,
+    IntakeOptions,
+    Outgoing,
+    PutError,
+    StoredMessage,
+    Verdict,
+)
+from callboard.brokers.rabbitmq import RabbitmqDriver
+from callboard.brokers.rabbitmq.script import Script
+from callboard.errors import BrokerUnavailable
+from callboard.servers import PrivateRabbitmq
+
+PATIENCE = 30.0
+
+Open = Callable[..., RabbitmqDriver]
+
+
+@pytest.fixture
+def open_driver(amqp_url: str) -> Iterator[Open]:
+    """Opens drivers that are closed at the end."""
+    opened: list[RabbitmqDriver] = []
+
+    def open_one(url: str = amqp_url, **options: str) -> RabbitmqDriver:
+        opened.append(RabbitmqDriver(url, **options))
+        return opened[-1]
+
+    yield open_one
+    for driver in opened:
+        driver.close()
+
+
+@pytest.fixture
+def driver(open_driver: Open) -> RabbitmqDriver:
+    return open_driver()
+
+
+@contextmanager
+def plain_channel(url: str) -> Iterator[BlockingChannel]:
+    """Somebody else's connection."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()
+
+
+def message(number: int, queue: str = "mail.high", *, delay: float | None = None) -> Outgoing:
+    due = None if delay is None else time.time() + delay
+    return Outgoing(queue, b"%d" % number, f"job-{number}", b"h%d" % number, due)
+
+
+def intake(driver: RabbitmqDriver, *queues: str, budget: int = 100) -> Intake:
+    return driver.open_intake(IntakeOptions(queues=queues, budget=budget, worker="test"))
+
+
+def take(hand: Intake, wanted: int) -> list[Delivery]:
+    found: list[Delivery] = []
+    end = time.monotonic() + PATIENCE
+    while len(found) < wanted and time.monotonic() < end:
+        found += hand.fetch(wanted - len(found), 1.0)
+    assert len(found) == wanted, f"{len(found)} of {wanted} messages came"
+    return found
+
+
+def numbers(messages: list[Delivery] | list[StoredMessage]) -> list[int]:
+    return [int(found.body) for found in messages]
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def ready(driver: RabbitmqDriver, queue: str) -> int:
+    return driver.counts([queue])[queue].ready
+
+
+# -- what is wrong, in one sentence
+
+
+def refusal(driver: RabbitmqDriver) -> str:
+    with pytest.raises(PutError) as caught:
+        driver.put([message(1)], deadline=3.0)
+    assert len(caught.value.not_queued) == 1
+    with pytest.raises(BrokerUnavailable) as pinged:
+        driver.ping()
+    assert str(caught.value).startswith(str(pinged.value))
+    return str(pinged.value)
+
+
+def test_a_wrong_password_is_one_sentence_and_at_once(open_driver: Open, rabbitmq: PrivateRabbitmq) -> None:
+    start = time.monotonic()
+    said = refusal(open_driver(f"amqp://guest:hunter2@127.0.0.1:{rabbitmq.port}/v"))
+    where = f"127.0.0.1:{rabbitmq.port} (vhost 'v')"
+    assert said == f"RabbitMQ at {where} refuses the user 'guest': check the user and password in the URL"
+    assert time.monotonic() - start < 3.0
+
+
+def test_a_wrong_vhost_is_one_sentence(open_driver: Open, rabbitmq: PrivateRabbitmq) -> None:
+    said = refusal(open_driver(f"amqp://guest:guest@127.0.0.1:{rabbitmq.port}/nowhere"))
+    assert said.startswith(
+        f"RabbitMQ at 127.0.0.1:{rabbitmq.port} (vhost 'nowhere') doesn't let 'guest' into"
+    )
+
+
+def test_a_server_that_is_away_is_one_sentence(open_driver: Open) -> None:
+    with socket.socket() as nobody:  # bound and not listening
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        said = refusal(open_driver(f"amqp://127.0.0.1:{port}"))
+    assert said == f"RabbitMQ at 127.0.0.1:{port} (vhost '/') is away: connection refused; is it running?"
+
+
+def test_tls_where_the_server_speaks_none_is_one_sentence(
+    open_driver: Open, rabbitmq: PrivateRabbitmq
+) -> None:
+    said = refusal(open_driver(f"amqps://127.0.0.1:{rabbitmq.port}"))
+    assert said.startswith(f"RabbitMQ at 127.0.0.1:{rabbitmq.port} (vhost '/') is away: ")
+    assert "SSL" in said
+
+
+def test_something_that_is_not_rabbitmq_is_one_sentence(open_driver: Open) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(100)
+                    client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        port = server.getsockname()[1]
+        said = refusal(open_driver(f"amqp://127.0.0.1:{port}"))
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert f"127.0.0.1:{port}" in said
+
+
+def test_a_queue_that_somebody_else_declared_is_one_sentence(driver: RabbitmqDriver, amqp_url: str) -> None:
+    with plain_channel(amqp_url) as channel:
+        channel.queue_declare("mail.high", durable=True)
+    with pytest.raises(
+        PutError, match=r"^the queue 'mail\.high' exists in RabbitMQ with other arguments"
+    ) as caught:
+        driver.put([message(1), message(2, "mail.low")], deadline=5.0)
+    assert caught.value.not_queued == [message(1)]
+    assert caught.value.unknown == []
+    assert ready(driver, "mail.low") == 1
+
+
+def test_a_queue_that_cannot_be_had_keeps_no_other_from_being_consumed(
+    driver: RabbitmqDriver, amqp_url: str
+) -> None:
+    with plain_channel(amqp_url) as channel:
+        channel.queue_declare("mail.high", durable=True)
+    with structlog.testing.capture_logs() as logs:
+        hand = intake(driver, "mail.high", "mail.low")
+        driver.put([message(1, "mail.low")], deadline=5.0)
+        assert numbers(take(hand, 1)) == [1]
+    (refused,) = [entry for entry in logs if entry["event"] == "rabbitmq_queue_refused"]
+    assert refused["queue"] == "mail.high"
+    assert "other arguments" in refused["reason"]
+
+
+def test_making_a_driver_connects_to_nothing(open_driver: Open) -> None:
+    threads = threading.active_count()
+    open_driver("amqp://nowhere.invalid").declare("mail.high")
+    assert threading.active_count() == threads
+
+
+# -- connections
+
+
+def connection_names(node: PrivateRabbitmq, vhost: str) -> list[str]:
+    lines = node.ctl("list_connections", "vhost", "client_properties").splitlines()
+    return [line for line in lines if line.startswith(vhost)]
+
+
+def test_a_process_has_two_connections_that_say_who_they_are(
+    open_driver: Open, rabbitmq: PrivateRabbitmq, amqp_url: str
+) -> None:
+    driver = open_driver(connection_name="callboard web-1")
+    queues = [f"c{n}.{word}" for n in range(6) for word in ("critical", "high", "medium", "low")]
+    hand = intake(driver, *queues)
+    driver.put([message(n, queue) for n, queue in enumerate(queues)], deadline=10.0)
+    take(hand, len(queues))
+    vhost = urlsplit(amqp_url).path[1:]
+    eventually(lambda: len(connection_names(rabbitmq, vhost)) == 2)
+    names = " ".join(connection_names(rabbitmq, vhost))
+    assert "callboard web-1: publishing" in names
+    assert "callboard web-1: worker test" in names
+
+
+def test_the_next_host_is_tried_when_one_is_away(open_driver: Open, amqp_url: str) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        parts = urlsplit(amqp_url)
+        hosts = f"127.0.0.1:{nobody.getsockname()[1]},{parts.hostname}:{parts.port}"
+        driver = open_driver(f"amqp://guest:guest@{hosts}{parts.path}")
+        hand = intake(driver, "mail.high")
+        driver.put([message(1)], deadline=5.0)
+        assert numbers(take(hand, 1)) == [1]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate for localhost that signs itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(
+        [*command, "-addext", "subjectAltName=DNS:localhost", *files], check=True, capture_output=True
+    )
+    return folder
+
+
+def test_tls_is_spoken_and_the_certificate_verified(certificates: Path, open_driver: Open) -> None:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    settings = {
+        "listeners.ssl.default": f"127.0.0.1:{port}",
+        "ssl_options.certfile": str(certificates / "cert.pem"),
+        "ssl_options.keyfile": str(certificates / "key.pem"),
+    }
+    with PrivateRabbitmq(settings=settings):
+        url = f"amqps://guest:guest@localhost:{port}/%2F"
+        trusting = open_driver(f"{url}?cacertfile={certificates / 'cert.pem'}")
+        trusting.put([message(n) for n in range(100)], deadline=10.0)
+        assert numbers(take(intake(trusting, "mail.high"), 100)) == list(range(100))
+        said = refusal(open_driver(url))
+        assert said.endswith("is away: its certificate isn't trusted: self-signed certificate")
+
+
+# -- messages
+
+
+def test_messages_of_other_producers_are_received(driver: RabbitmqDriver, amqp_url: str) -> None:
+    hand = intake(driver, "mail.high")
+    eventually(lambda: driver.counts(["mail.high"])["mail.high"].consumers == 1)
+    with plain_channel(amqp_url) as channel:
+        channel.basic_publish("", "mail.high", b"bare")
+        properties = pika.BasicProperties(
+            headers={"callboard": 7, "since_us": "x"}, content_type="text/plain"
+        )
+        channel.basic_publish("", "mail.high", b"odd" * 100_000, properties)
+    bare, odd = take(hand, 2)
+    assert (bare.body, bare.headers) == (b"bare", b"")
+    assert (odd.body, odd.headers) == (b"odd" * 100_000, b"")
+
+
+def test_a_message_looks_well_in_the_management_ui(driver: RabbitmqDriver, amqp_url: str) -> None:
+    driver.put([Outgoing("mail.high", b'{"a": 1}', "0192-id", b'{"attempt": 1}')], deadline=5.0)
+    with plain_channel(amqp_url) as channel:
+        _, properties, body = channel.basic_get("mail.high")
+    assert (properties.message_id, properties.app_id, properties.delivery_mode) == ("0192-id", "callboard", 2)
+    assert properties.content_type == "application/json"
+    assert abs(properties.timestamp - time.time()) < 60
+    assert properties.headers["callboard"] == '{"attempt": 1}'
+    assert body == b'{"a": 1}'
+
+
+def test_a_message_too_large_for_amqp_is_refused_without_harm_to_others(driver: RabbitmqDriver) -> None:
+    broken = Outgoing("mail.high", b"1", "job", b"x" * 200_000)
+    with pytest.raises(PutError, match="headers of job job") as caught:
+        driver.put([broken, message(2)], deadline=5.0)
+    assert caught.value.not_queued == [broken]
+    eventually(lambda: ready(driver, "mail.high") == 1)
+
+
+def test_namespaces_share_a_vhost_without_meeting(open_driver: Open, amqp_url: str) -> None:
+    one, two = open_driver(namespace="one"), open_driver(namespace="two")
+    hand = intake(two, "mail.high", "mail.dead")
+    one.put([message(1), message(2, delay=0.2)], deadline=5.0)
+    two.put([message(3), message(4, delay=0.2)], deadline=5.0)
+    assert sorted(numbers(take(hand, 2))) == [3, 4]
+    assert sorted(numbers(take(intake(one, "mail.high"), 2))) == [1, 2]
+    with plain_channel(amqp_url) as channel:
+        assert channel.queue_declare("one.mail.high", passive=True)
+        assert channel.queue_declare("two.callboard.delay.unroutable", passive=True)
+
+
+def test_every_queue_is_a_quorum_queue_and_walked_ones_have_one_consumer(
+    driver: RabbitmqDriver, rabbitmq: PrivateRabbitmq, amqp_url: str
+) -> None:
+    driver.put([message(1), message(2, "mail.dead"), message(3, delay=60)], deadline=5.0)
+    vhost = urlsplit(amqp_url).path[1:]
+    lines = rabbitmq.ctl("list_queues", "--vhost", vhost, "name", "type", "arguments").splitlines()
+    queues = {line.split("\t")[0]: line.split("\t")[1:] for line in lines[1:]}
+    assert {kind for kind, _ in queues.values()} == {"quorum"}
+    assert '{"x-delivery-limit",1000000}' in queues["mail.high"][1]
+    assert "x-single-active-consumer" in queues["mail.dead"][1]
+    assert len([name for name in queues if name.startswith("callboard.delay.")]) == 28 + 1
+
+
+# -- delays
+
+
+def test_the_ladder_is_built_at_the_first_delay_and_not_before(driver: RabbitmqDriver) -> None:
+    driver.put([message(1)], deadline=5.0)
+    with pytest.raises(BrokerUnavailable, match="no exchange"):
+        driver._publisher.link.ask(_passive_exchange("callboard.delay.00"), 5.0)
+    driver.put([message(2, delay=60)], deadline=5.0)
+    driver._publisher.link.ask(_passive_exchange("callboard.delay.00"), 5.0)
+
+
+def _passive_exchange(name: str) -> Script[None]:
+    yield partial(Channel.exchange_declare, exchange=name, passive=True)
+
+
+def test_a_job_can_be_delayed_again_and_again(driver: RabbitmqDriver) -> None:
+    hand = intake(driver, "mail.high")
+    driver.put([message(0, delay=0.2)], deadline=5.0)
+    for attempt in range(1, 6):
+        (delivery,) = take(hand, 1)
+        due = time.time() + 0.3
+        hand.move(delivery, Outgoing("mail.high", delivery.body, "job-0", b"attempt %d" % attempt, due))
+    (delivery,) = take(hand, 1)
+    assert time.time() >= due
+    assert delivery.headers == b"attempt 5"
+
+
+def test_delays_across_several_levels_are_never_early(driver: RabbitmqDriver) -> None:
+    sent = [message(n, delay=0.1 + n * 0.01) for n in range(300)]
+    driver.put(sent, deadline=10.0)
+    hand = intake(driver, "mail.high", budget=1000)
+    late = []
+    for _ in range(300):
+        (delivery,) = take(hand, 1)
+        due = sent[int(delivery.body)].due
+        assert due is not None
+        late.append(time.time() - due)
+    assert min(late) >= 0
+    assert hand.fetch(1, 0.3) == []
+
+
+def test_the_longest_delay_is_accepted_and_one_beyond_refused(driver: RabbitmqDriver) -> None:
+    driver.put([message(1, delay=300 * 86_400)], deadline=5.0)
+    with pytest.raises(PutError, match="beyond the longest") as caught:
+        driver.put([message(2, delay=400 * 86_400)], deadline=5.0)
+    assert len(caught.value.not_queued) == 1
+    eventually(lambda: ready(driver, "callboard.delay.27") == 1)
+
+
+@pytest.mark.parametrize("namespace", ["", "shop"])
+def test_a_delayed_job_whose_queue_was_deleted_meanwhile_still_arrives(
+    open_driver: Open, amqp_url: str, namespace: str
+) -> None:
+    driver = open_driver(namespace=namespace)
+    driver.put([message(1, delay=1.0), message(2, "mail.low", delay=1.0)], deadline=5.0)
+    with plain_channel(amqp_url) as channel:
+        channel.queue_delete(f"{namespace}.mail.high" if namespace else "mail.high")
+    with structlog.testing.capture_logs() as logs:
+        intake(driver, "other.high")  # any worker finds it
+        eventually(lambda: ready(driver, "mail.high") == 1)
+    (found,) = [entry for entry in logs if entry["event"] == "rabbitmq_delayed_job_found_no_queue"]
+    assert (found["queue"], found["job_id"]) == ("mail.high", "job-1")
+    hand = intake(driver, "mail.high", "mail.low")
+    assert {delivery.headers for delivery in take(hand, 2)} == {b"h1", b"h2"}
+    eventually(lambda: ready(driver, "callboard.delay.unroutable") == 0)
+
+
+def test_a_queue_in_the_name_of_another_gets_no_foreign_delays(driver: RabbitmqDriver) -> None:
+    queues = ["high", "email.high", "x.email.high"]
+    hand = intake(driver, *queues)
+    driver.put([message(n, queue, delay=0.2) for n, queue in enumerate(queues)], deadline=5.0)
+    came = {delivery.queue: int(delivery.body) for delivery in take(hand, 3)}
+    assert came == {queue: n for n, queue in enumerate(queues)}
+    assert hand.fetch(1, 0.3) == []
+
+
+# -- walks
+
+
+def test_a_second_walk_is_refused_with_a_sentence_when_the_first_does_not_end(
+    open_driver: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("callboard.brokers.rabbitmq.walk.PATIENCE", 0.5)
+    first, second = open_driver(), open_driver()
+    first.put([message(1, "mail.dead")], deadline=5.0)
+    eventually(lambda: ready(first, "mail.dead") == 1)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def decide(_: StoredMessage) -> Verdict:
+        inside.set()
+        assert go_on.wait(PATIENCE)
+        return Verdict.KEEP
+
+    walker = threading.Thread(target=first.walk, args=["mail.dead", decide])
+    walker.start()
+    assert inside.wait(PATIENCE)
+    with pytest.raises(BrokerUnavailable, match=r"another walk over 'mail\.dead' is under way"):
+        second.walk("mail.dead", decide)
+    go_on.set()
+    walker.join()
+    assert second.walk("mail.dead", lambda _: Verdict.DISCARD).discarded == 1
+
+
+def test_a_walk_over_many_letters_keeps_their_order(driver: RabbitmqDriver) -> None:
+    driver.put([message(n, "mail.dead") for n in range(3000)], deadline=10.0)
+    eventually(lambda: ready(driver, "mail.dead") == 3000)
+    report = driver.walk("mail.dead", lambda found: Verdict.DISCARD if int(found.body) % 2 else Verdict.KEEP)
+    assert (report.seen, report.kept, report.discarded) == (3000, 1500, 1500)
+    eventually(lambda: ready(driver, "mail.dead") == 1500)
+    assert numbers(driver.peek("mail.dead", 500)) == list(range(0, 1000, 2))
+    assert numbers(take(intake(driver, "mail.dead", budget=2000), 1500)) == list(range(0, 3000, 2))
+
+
+def test_a_walk_ends_when_somebody_else_takes_the_rest(driver: RabbitmqDriver) -> None:
+    driver.put([message(n, "mail.dead") for n in range(1500)], deadline=10.0)
+    eventually(lambda: ready(driver, "mail.dead") == 1500)
+    purged: list[int] = []
+
+    def decide(_: StoredMessage) -> Verdict:
+        if not purged:
+            purged.append(driver.purge("mail.dead"))
+        return Verdict.DISCARD
+
+    report = driver.walk("mail.dead", decide)
+    assert report.seen == 1500 - purged[0]
