@@ -120,7 +120,8 @@ class WaitingJob:
         attempt: The number of its next run, from 1.
         state: `queued`, `scheduled`, `retrying`, `snoozed` or `parked`.
         reason: Why it waits, in a few words.
-        payload: Its arguments as the actor gets them: an instance of its model, or a dict of Python values.
+        payload: Its arguments as the actor gets them: an instance of its model, or a dict of Python values;
+            None if they don't fit.
     """
 
     id: str
@@ -411,29 +412,41 @@ class Jobs:
 
     def _waiting_job(self, found: Waiting) -> WaitingJob:
         from callboard import envelope, queues
-        from callboard.actor import JobActor
+        from callboard.errors import Unreadable
         from callboard.states import State
 
-        message = envelope.decode(found.body, max_bytes=len(found.body))
-        headers = envelope.decode_headers(found.headers)
-        actor = self.broker.actors.get(message.actor_name)
-        payload: Any = message.kwargs
-        if isinstance(actor, JobActor):
-            payload = actor.payload.check(actor.payload.bind(message.args, message.kwargs))
+        try:
+            message: Any = envelope.decode(found.body, max_bytes=len(found.body))
+            headers = envelope.decode_headers(found.headers)
+            tags = tuple(envelope.extras_of(message.options).tags)
+        except Unreadable:  # it will go to quarantine
+            message, headers, tags = None, envelope.Headers(), ()
         return WaitingJob(
-            id=message.message_id,
-            actor=message.actor_name,
-            kwargs=message.kwargs,
-            args=message.args,
+            id=message.message_id if message else found.job_id,
+            actor=message.actor_name if message else "unreadable",
+            kwargs=message.kwargs if message else {},
+            args=message.args if message else (),
             queue=found.queue,
             priority=queues.priority_of(found.queue),
             due=None if found.due is None else datetime.fromtimestamp(found.due, UTC),
-            tags=tuple(envelope.extras_of(message.options).tags),
+            tags=tags,
             attempt=headers.attempt + 1,
             state=State(headers.state or State.QUEUED) if found.due is not None else State.QUEUED,
             reason=headers.reason,
-            payload=payload,
+            payload=self._payload(message) if message else None,
         )
+
+    def _payload(self, message: Message[Any]) -> Any:
+        from callboard.actor import JobActor
+        from callboard.payload import PayloadMismatch
+
+        actor = self.broker.actors.get(message.actor_name)
+        if isinstance(actor, JobActor):
+            try:
+                return actor.payload.check(actor.payload.bind(message.args, message.kwargs))
+            except PayloadMismatch:  # the run will say so
+                return None
+        return message.kwargs
 
     def _end(self, until: datetime | timedelta | None, advance: bool) -> float:
         """The moment that the clock mustn't pass."""

@@ -279,6 +279,7 @@ def test_a_message_that_ends_in_quarantine_fails_the_test(
 
     callboard_broker.driver.put([Outgoing("jobs.medium", b"no json", "x")], deadline=1)
     note.send("next")
+    assert [job.actor for job in jobs.waiting] == ["unreadable", "note"]
     with pytest.raises(JobDied, match=r"a message is quarantined: from jobs\.medium: the body is no message"):
         jobs.drain()
     assert jobs.drain().count("quarantined") == 0
@@ -1024,6 +1025,24 @@ def test_without_the_fixture_nothing_heavy_is_imported(pytester: pytest.Pytester
         """
     )
     pytester.runpytest_subprocess("-p", "no:xdist").assert_outcomes(passed=1)
+
+
+def test_a_broker_may_live_in_another_module(pytester: pytest.Pytester) -> None:
+    wiring = (ROOT / "broker.py").read_text()
+    pytester.makeini("[pytest]\ncallboard_broker = shop.wiring")
+    pytester.makepyfile(
+        **{
+            "shop/__init__": "",
+            "shop/wiring": wiring,
+            "tests/test_it": """
+                from shop.wiring import actor, broker
+
+                def test_it(jobs):
+                    assert jobs.broker is broker
+            """,
+        }
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 def test_a_module_without_a_broker_is_named(pytester: pytest.Pytester) -> None:
