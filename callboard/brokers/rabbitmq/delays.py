@@ -26,7 +26,9 @@ from functools import partial
 from urllib.parse import unquote
 
 from pika.channel import Channel
+from pika.exceptions import ChannelClosedByBroker
 
+from callboard.brokers.rabbitmq.outage import ACCESS_REFUSED
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.topology import QUORUM, declare_queue, named
 
@@ -59,6 +61,16 @@ class Ladder:
 
     def declare(self) -> Script[None]:
         """Create what is missing of the ladder. May be repeated."""
+        try:
+            yield from self._create()
+        except ChannelClosedByBroker as error:
+            if error.reply_code != ACCESS_REFUSED:
+                raise
+            # A user who may not create it can use it, if somebody else has.
+            for name in (self.unroutable, self._delivery, *self._levels):
+                yield partial(Channel.exchange_declare, exchange=name, passive=True)
+
+    def _create(self) -> Script[None]:
         yield from self.declare_unroutable()
         yield partial(
             Channel.exchange_declare,
@@ -88,7 +100,12 @@ class Ladder:
         """Let the ladder end in a queue."""
         # Exactly the bits and one word: `#.high` would also take what is meant for a queue `email.high`.
         key = "*." * LEVELS + _word(destination)
-        yield partial(Channel.queue_bind, queue=destination, exchange=self._delivery, routing_key=key)
+        try:
+            yield partial(Channel.queue_bind, queue=destination, exchange=self._delivery, routing_key=key)
+        except ChannelClosedByBroker as error:
+            # If nobody else has bound it, its messages end among the unroutable, and are forwarded by a worker.
+            if error.reply_code != ACCESS_REFUSED:
+                raise
 
 
 def destination_of(routing_key: str) -> str:

@@ -19,10 +19,10 @@ from functools import partial
 
 import structlog
 
-from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing
+from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.delays import Ladder, destination_of
-from callboard.brokers.rabbitmq.lane import Arrival, Hold, Lane, send_acks
+from callboard.brokers.rabbitmq.lane import Arrival, Hold, Lane
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.publisher import Batch, Publisher
 from callboard.brokers.rabbitmq.stream import Stream
@@ -36,6 +36,8 @@ MOVE_DEADLINE = 5.0
 #: Seconds for which an ack may wait for others.
 _GATHER = 0.002
 _FORWARDED_AT_ONCE = 20
+_FORWARD_PAUSE = 5.0  # seconds, before a delayed job that can't be forwarded is tried again
+_LARGEST_PREFETCH = 65_535  # 16 bits
 
 #: Seconds for which the first `fetch` waits until all queues are consumed, to choose among all of them.
 _SETTLE = 1.0
@@ -71,9 +73,12 @@ class RabbitmqIntake(Intake):
         self._woken = False
         self._acks: deque[Claim] = deque()
         self._returns: deque[Claim] = deque()
-        self._kicked = False
-        self._gathering = False
-        self._touched: set[Hold] = set()
+        share = share_of(options.budget, len(set(options.queues)))
+        #: As many acks make the server wait for room in the prefetch if they aren't sent soon.
+        self._enough = max(1, share // 4)
+        self._kicked = False  # the link's thread is asked to settle now
+        self._gathering = False  # it will, in a moment
+        self._touched: set[Hold] = set()  # channels with acks to send
         self._link = Link(addresses, name, up=self._up, down=self._down)
         queues = sorted(dict.fromkeys(options.queues), key=priority_of)
         self._unsettled = set(queues)
@@ -140,7 +145,12 @@ class RabbitmqIntake(Intake):
         claim: Claim = delivery.token
         claim.let_go = True
         self._acks.append(claim)
-        self._kick()
+        # To wake the link's thread costs more than all the rest of an ack.
+        if len(self._acks) >= self._enough:
+            self._settle_soon()
+        elif not self._gathering:
+            self._gathering = True
+            self._link.call(self._gather)
 
     def move(self, delivery: Delivery, outgoing: Outgoing) -> None:
         self._publisher.put([outgoing], MOVE_DEADLINE)
@@ -151,7 +161,7 @@ class RabbitmqIntake(Intake):
             claim: Claim = delivery.token
             claim.let_go = True
             self._returns.append(claim)
-        self._kick()
+        self._settle_soon()
 
     def flush(self, timeout: float) -> bool:
         if self._link.is_over:
@@ -177,7 +187,7 @@ class RabbitmqIntake(Intake):
         self._link.close()
         self.wake()
 
-    def _kick(self) -> None:
+    def _settle_soon(self) -> None:
         if not self._kicked:
             self._kicked = True
             self._link.call(self._settle)
@@ -188,6 +198,7 @@ class RabbitmqIntake(Intake):
         return [*self._lanes.values(), self._unroutable]
 
     def _up(self, _: Stream) -> None:
+        self._kicked = self._gathering = False
         for lane in self._all_lanes():
             lane.open()
 
@@ -211,29 +222,28 @@ class RabbitmqIntake(Intake):
             with self._arrived:
                 self._arrived.notify()
 
-    def _settle(self) -> None:
-        """Read the acks and give-backs that have come, and send what makes sense now."""
-        self._kicked = False
+    def _gather(self) -> None:
+        self._link.later(_GATHER, self._settle)
+
+    def _settle(self, *, last: bool = False) -> None:
+        """Send the acks and give-backs that have come; but acks with a gap before them wait another round."""
+        self._kicked = self._gathering = False
         while self._acks:
             claim = self._acks.popleft()
-            if claim.hold.is_open:
-                claim.hold.unacked.done((claim.tag,))
-                self._touched.add(claim.hold)
+            claim.hold.unacked.done(claim.tag)
+            self._touched.add(claim.hold)
         while self._returns:
             claim = self._returns.popleft()
             claim.hold.give_back(claim.tag)
+        for hold in self._touched:
+            hold.send_acks(last=last)
+        self._touched = {hold for hold in self._touched if hold.is_open and hold.unacked.has_more}
         if self._touched and not self._gathering:
             self._gathering = True
-            self._link.later(_GATHER, self._gathered)
-
-    def _gathered(self) -> None:
-        self._gathering = False
-        send_acks(self._touched, patient=False)
-        self._touched.clear()
+            self._gather()
 
     def _apply(self, done: Callable[[], None]) -> None:
-        self._settle()
-        self._gathered()
+        self._settle(last=True)
         self._sync(done)
 
     def _sync(self, done: Callable[[], None]) -> None:
@@ -246,9 +256,9 @@ class RabbitmqIntake(Intake):
             if not left:
                 done()
 
-        for lane in self._all_lanes():
-            if lane.sync(one_done):
-                left += 1
+        for hold in [lane.hold for lane in self._all_lanes() if lane.hold is not None]:
+            left += 1
+            hold.sync(one_done)
         one_done()
 
     def _pause(self, queues: frozenset[str]) -> None:
@@ -276,17 +286,21 @@ class RabbitmqIntake(Intake):
         log.warning("rabbitmq_delayed_job_found_no_queue", queue=queue, job_id=job_id)
         outgoing = Outgoing(queue, arrival.body, job_id, arrival.properties.headers)
         claim = Claim(arrival.hold, arrival.tag)
-        self._publisher.submit([outgoing], lambda batch: self._forwarded(batch, claim))
+        try:
+            self._publisher.submit([outgoing], lambda batch: self._forwarded(batch, claim))
+        except PutError:  # closed: the whole process is about to end
+            self._returns.append(claim)
 
     def _forwarded(self, batch: Batch, claim: Claim) -> None:
         """Called in the publisher's thread."""
         if batch.is_safe:
             self._acks.append(claim)
+            self._settle_soon()
         else:
-            self._returns.append(claim)
-        self._kick()
+            log.error("rabbitmq_delayed_job_stays", reason=batch.problem)
+            self._link.call(lambda: self._link.later(_FORWARD_PAUSE, lambda: claim.hold.give_back(claim.tag)))
 
 
 def share_of(budget: int, queues: int) -> int:
     """The prefetch of each queue, so that all together stay within a worker's budget; at least one each."""
-    return max(1, budget // max(1, queues))
+    return min(_LARGEST_PREFETCH, max(1, budget // max(1, queues)))

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,13 +42,14 @@ _REFUSED_PAUSE = 30.0  # when the queue exists with other arguments
 class Hold:
     """A channel while it is open, and what is claimed through it."""
 
-    __slots__ = ("channel", "is_open", "stream", "unacked")
+    __slots__ = ("_syncing", "channel", "is_open", "stream", "unacked")
 
     def __init__(self, channel: Any, stream: Stream) -> None:
         self.channel: Channel = channel
         self.stream = stream
         self.is_open = True
         self.unacked = Unacked()
+        self._syncing: deque[Callable[[], None]] = deque()
 
     def is_good(self) -> bool:
         """Whether its claims are ours, as far as anyone can know: open, and heard of within the heartbeat.
@@ -57,11 +59,31 @@ class Hold:
         silence = self.stream.heartbeat
         return self.is_open and (not silence or time.monotonic() - self.stream.heard < silence)
 
-    def send_acks(self, *, patient: bool) -> None:
-        acks = self.unacked.acks(patient=patient)
+    def send_acks(self, *, last: bool) -> None:
+        """Send a round of acks; the last one leaves none over."""
+        if not self.is_open or not self.channel.is_open:
+            return
+        acks = self.unacked.acks(last=last)
         if acks:
             number = self.channel.channel_number
             self.stream.write(b"".join(frames.ack(number, tag, multiple=multiple) for tag, multiple in acks))
+
+    def sync(self, done: Callable[[], None]) -> None:
+        """Call `done` when RabbitMQ has read all that was sent on this channel, or when the channel is gone."""
+        if not self.is_open or not self.channel.is_open:
+            done()
+            return
+        self._syncing.append(done)
+        # Any request with an answer would do. This one changes nothing for the consumer that there is.
+        self.channel.basic_qos(
+            prefetch_count=1, callback=lambda _: self._syncing and self._syncing.popleft()()
+        )
+
+    def end(self) -> None:
+        """The channel is gone."""
+        self.is_open = False
+        while self._syncing:
+            self._syncing.popleft()()
 
     def give_back(self, tag: int) -> None:
         if self.is_open and self.channel.is_open and self.unacked.returned(tag):
@@ -149,14 +171,6 @@ class Lane:
         self._stopped = True
         self._tend()
 
-    def sync(self, done: Callable[[], None]) -> bool:
-        """Call `done` when RabbitMQ has read everything sent on this channel so far; False if it's closed."""
-        if self.hold is None or not self.hold.is_open:
-            return False
-        # Setting the prefetch again changes nothing for the consumer that there is, and has an answer.
-        self.hold.channel.basic_qos(prefetch_count=self._granted or 1, callback=lambda _: done())
-        return True
-
     # -- opening
 
     def _declared(self, opening: int, error: Exception | None) -> None:
@@ -203,8 +217,8 @@ class Lane:
     def _drop_hold(self) -> None:
         self._consumer = None
         if self.hold is not None:
-            self.hold.is_open = False
-            self.hold = None
+            hold, self.hold = self.hold, None
+            hold.end()
 
     def _try_later(self, reason: Exception) -> None:
         self._failures += 1
@@ -287,13 +301,3 @@ class Lane:
     def _is_consuming(self) -> None:
         self._failures = 0
         self._tend()
-
-
-def send_acks(holds: Iterable[Hold], *, patient: bool) -> bool:
-    """Send what can be acked; whether some wait for those before them."""
-    rest = False
-    for hold in holds:
-        if hold.is_open and hold.channel.is_open:
-            hold.send_acks(patient=patient)
-            rest = rest or hold.unacked.has_gaps
-    return rest

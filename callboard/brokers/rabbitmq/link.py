@@ -126,6 +126,10 @@ class Link:
         """The address that is tried or connected to now."""
         return str(self._address)
 
+    def explain(self, error: BaseException) -> str:
+        """What went wrong, in a sentence."""
+        return explain(error, self._address)
+
     @property
     def is_over(self) -> bool:
         """It was closed, or is another process's."""
@@ -181,11 +185,33 @@ class Link:
 
     def _run(self) -> None:
         try:
-            self._loop.start()
+            while not self._turn():
+                pass
         finally:
             if self._stream is not None:
                 self._stream.let_go()
             self._loop.close()
+
+    def _turn(self) -> bool:
+        """Run the loop; whether it has come to its end."""
+        try:
+            self._loop.start()
+        except Exception:
+            # Not ours, and it must not happen; but a worker that only looks alive would be worse.
+            log.exception("rabbitmq_link_failed", connection=self.name)
+            self._start_over()
+            return False
+        return True
+
+    def _start_over(self) -> None:
+        if self._stream is not None:
+            self._stream.let_go()
+        self._loop.close()
+        self._loop = IOLoop()
+        self._stream, self._is_up, self.blocked = None, False, None
+        self.outage = f"the connection to RabbitMQ at {self.where} failed, and is opened again"
+        self._guard(self._down)
+        self.later(_FIRST_PAUSE, self._connect)
 
     def _guard(self, work: Callable[[], object]) -> None:
         """An exception out of a callback would end the thread, and with it the connection, for good."""
@@ -262,7 +288,7 @@ class Link:
             self.later(random.uniform(0, _FIRST_PAUSE), self._connect)  # noqa: S311  no secret
 
     def _note_outage(self, error: BaseException) -> None:
-        self.outage = explain(error, self._address)
+        self.outage = self.explain(error)
         if self._away_since is None and not self._closing:
             self._away_since = time.monotonic()
             log.warning("rabbitmq_is_away", reason=self.outage, connection=self.name)
@@ -285,7 +311,7 @@ class Link:
 
     def _unavailable(self, error: Exception) -> Exception:
         if isinstance(error, AMQPError):
-            return BrokerUnavailable(explain(error, self._address))
+            return BrokerUnavailable(self.explain(error))
         return error
 
     def _say_goodbye(self) -> None:

@@ -22,20 +22,28 @@ from pika.exceptions import (
 
 from callboard.brokers.rabbitmq.address import Address
 
+ACCESS_REFUSED = 403
 NOT_FOUND = 404
-PRECONDITION_FAILED = 406
 RESOURCE_LOCKED = 405
+PRECONDITION_FAILED = 406
+_NOT_ALLOWED = 530
 
 
 def explain(error: BaseException, address: Address) -> str:
     """A sentence with the host, the port and the vhost, and never the password."""
     error = root_of(error)
-    if isinstance(error, ProbableAccessDeniedError) or _closed_with(error, 530):
+    if isinstance(error, ChannelClosedByBroker):
+        if error.reply_code == ACCESS_REFUSED:
+            return f"RabbitMQ at {address} doesn't permit this to '{address.user}': {error.reply_text}"
+        return f"RabbitMQ at {address} refuses: {error.reply_text} ({error.reply_code})"
+    if isinstance(error, ProbableAccessDeniedError) or _closed_with(error, _NOT_ALLOWED):
         return (
             f"RabbitMQ at {address} doesn't let '{address.user}' into the vhost '{address.vhost}': "
             "create the vhost, give the user its permissions, or name another in the URL"
         )
-    if isinstance(error, AuthenticationError | ProbableAuthenticationError) or _closed_with(error, 403):
+    if isinstance(error, AuthenticationError | ProbableAuthenticationError) or _closed_with(
+        error, ACCESS_REFUSED
+    ):
         return (
             f"RabbitMQ at {address} refuses the user '{address.user}': check the user and password in the URL"
         )
@@ -67,7 +75,7 @@ def root_of(error: BaseException) -> BaseException:
 
 
 def _closed_with(error: BaseException, code: int) -> bool:
-    return isinstance(error, ConnectionClosedByBroker | ChannelClosedByBroker) and error.reply_code == code
+    return isinstance(error, ConnectionClosedByBroker) and error.reply_code == code
 
 
 def _reason(error: BaseException) -> str:
@@ -81,6 +89,6 @@ def _reason(error: BaseException) -> str:
         return "it doesn't answer"
     if isinstance(error, AMQPHeartbeatTimeout):
         return "it was silent for longer than the heartbeat"
-    if isinstance(error, ConnectionClosedByBroker | ChannelClosedByBroker):
+    if isinstance(error, ConnectionClosedByBroker):
         return f"it closed the connection: {error.reply_text} ({error.reply_code})"
     return str(error) or type(error).__name__

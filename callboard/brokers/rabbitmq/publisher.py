@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 #: How many messages may be written and not confirmed.
 WINDOW = 1000
+_WINDOW_BYTES = 16 * 1024 * 1024
 #: How many of one batch are written before the next batch has its turn.
 _TURN = 100
 _LEAST_PAUSE = 0.02  # seconds, before a refused message is written again
@@ -151,6 +152,7 @@ class Publisher:
         self._declared: set[str] = set()
         self._bound: set[str] = set()
         self._has_ladder = False
+        self._interruptions = 0  # since a message was confirmed
         self._undeclared: dict[tuple[str, bool], list[Entry]] = {}
         self._to_declare: list[tuple[str, bool]] = []
 
@@ -160,6 +162,7 @@ class Publisher:
         self._frame_max = 0
         self._methods: dict[str, bytes] = {}
         self._in_flight: dict[int, Entry] = {}
+        self._bytes_in_flight = 0
         self._last_tag = 0
         self._lowest_tag = 1
 
@@ -229,7 +232,7 @@ class Publisher:
             return
         link = self.link
         late = f"RabbitMQ at {link.where} didn't confirm within {deadline:g} s"
-        reason = batch.problem or link.outage or link.blocked or late
+        reason = (not batch.failed and (link.outage or link.blocked)) or batch.problem or late
         parts = []
         if not_queued:
             parts.append(f"{len(not_queued)} not queued")
@@ -269,14 +272,19 @@ class Publisher:
     def _channel_closed(self, channel: Channel, reason: Exception) -> None:
         if channel is not self._channel or self._link is None:
             return
-        self._write_again()
         stream = self._link.stream
-        if stream is not None and stream.is_open:
-            # An exchange of the ladder was deleted, or something worse. Both heal by starting over.
-            log.warning("rabbitmq_publishing_interrupted", reason=str(reason))
-            self._has_ladder = False
-            self._bound.clear()
-            self._link.later(_LEAST_PAUSE, self._open_again)
+        if stream is None or not stream.is_open:
+            return  # `_down` comes, too
+        # An exchange of the ladder was deleted, the user may not publish, or something worse. What can heal
+        # heals by starting over.
+        log.warning("rabbitmq_publishing_interrupted", reason=str(reason))
+        for entry in self._in_flight.values():
+            entry.batch.problem = self._link.explain(reason)
+        self._write_again()
+        self._has_ladder = False
+        self._bound.clear()
+        self._interruptions += 1
+        self._link.later(min(1.0, _LEAST_PAUSE * 2.0 ** min(self._interruptions, 10)), self._open_again)
 
     def _open_again(self) -> None:
         if self._link is not None and self._link.stream is not None and self._channel is None:
@@ -314,7 +322,7 @@ class Publisher:
         if link is None or link.blocked or not self._is_ready:
             return
         written: list[bytes] = []
-        while self._submitted and (room := WINDOW - len(self._in_flight)) > 0:
+        while self._submitted and (room := self._room()) > 0:
             batch = self._submitted[0]
             with self._lock:
                 turn = [] if batch.abandoned else self._take(batch, min(room, _TURN))
@@ -328,6 +336,10 @@ class Publisher:
             self._stream.write(b"".join(written))
         while self._to_declare:
             self._start_to_declare(self._to_declare.pop())
+
+    def _room(self) -> int:
+        """How many messages may be written now."""
+        return WINDOW - len(self._in_flight) if self._bytes_in_flight < _WINDOW_BYTES else 0
 
     def _take(self, batch: Batch, limit: int) -> list[Entry]:
         """The next messages of a batch that can be written now, marked as written; others are set aside."""
@@ -360,6 +372,7 @@ class Publisher:
         written.append(content)
         self._last_tag += 1
         self._in_flight[self._last_tag] = entry
+        self._bytes_in_flight += len(message.body)
 
     def _method(self, queue: str) -> bytes:
         method = self._methods.get(queue)
@@ -378,12 +391,14 @@ class Publisher:
 
     def _confirmed(self, tag: int, multiple: bool, is_safe: bool) -> None:
         for entry in self._settled_by(tag, multiple):
+            self._bytes_in_flight -= len(entry.message.body)
             if not is_safe:
                 self._try_again(entry)
             elif entry.returned:
                 self._missing_queue(entry)
             else:
                 entry.batch.confirm(entry)
+        self._interruptions = 0
         if self._submitted and len(self._in_flight) <= WINDOW // 2:
             self._pump()
 
@@ -479,8 +494,10 @@ class Publisher:
             for entry in entries:
                 entry.batch.fail(entry, str(error))
             return
-        else:
+        elif self._link is not None:
             log.warning("rabbitmq_queue_not_declared", queue=queue, reason=str(error))
+            for entry in entries:
+                entry.batch.problem = self._link.explain(error)
         for entry in reversed(entries):
             entry.batch.waiting.appendleft(entry)
             self._stand_in_line(entry.batch)

@@ -14,7 +14,7 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
 from callboard import queues
-from callboard.brokers.rabbitmq.outage import NOT_FOUND, PRECONDITION_FAILED
+from callboard.brokers.rabbitmq.outage import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 from callboard.brokers.rabbitmq.script import Script
 from callboard.errors import CallboardError
 
@@ -27,7 +27,7 @@ _LONGEST_NAME = 255  # bytes, a short string of AMQP
 
 
 class QueueMismatch(CallboardError):
-    """A queue exists already, and wasn't made by us."""
+    """A queue isn't as we need it, and we can't make it so."""
 
 
 def named(namespace: str, name: str) -> str:
@@ -46,7 +46,7 @@ def declare_queue(name: str, arguments: Mapping[str, object]) -> Script[None]:
     """Create a queue unless it exists.
 
     Raises:
-        QueueMismatch: It exists with other arguments.
+        QueueMismatch: It exists with other arguments, or doesn't and may not be created.
     """
     if len(name.encode()) > _LONGEST_NAME:
         raise QueueMismatch(
@@ -55,11 +55,26 @@ def declare_queue(name: str, arguments: Mapping[str, object]) -> Script[None]:
     try:
         yield partial(Channel.queue_declare, queue=name, durable=True, arguments=dict(arguments))
     except ChannelClosedByBroker as error:
-        if error.reply_code != PRECONDITION_FAILED:
+        if error.reply_code == PRECONDITION_FAILED:
+            raise QueueMismatch(
+                f"the queue '{name}' exists in RabbitMQ with other arguments than Callboard's ({error.reply_text}): "
+                "empty and delete it, or set CALLBOARD_NAMESPACE"
+            ) from error
+        if error.reply_code != ACCESS_REFUSED:
+            raise
+        yield from _find_queue(name)
+
+
+def _find_queue(name: str) -> Script[None]:
+    """For a user who may not create queues: it may be there all the same."""
+    try:
+        yield partial(Channel.queue_declare, queue=name, passive=True)
+    except ChannelClosedByBroker as error:
+        if error.reply_code != NOT_FOUND:
             raise
         raise QueueMismatch(
-            f"the queue '{name}' exists in RabbitMQ with other arguments than Callboard's ({error.reply_text}): "
-            "empty and delete it, or set CALLBOARD_NAMESPACE"
+            f"the queue '{name}' doesn't exist in RabbitMQ, and our user may not create it: "
+            "create it, or permit the user to configure it"
         ) from error
 
 

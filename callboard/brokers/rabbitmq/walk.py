@@ -21,7 +21,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from callboard.brokers.driver import Decide, Outgoing, PutError, StoredMessage, Verdict, WalkReport
 from callboard.brokers.rabbitmq.address import Address
-from callboard.brokers.rabbitmq.lane import Arrival, Lane, send_acks
+from callboard.brokers.rabbitmq.lane import Arrival, Lane
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.outage import RESOURCE_LOCKED
 from callboard.brokers.rabbitmq.publisher import Publisher
@@ -218,8 +218,9 @@ class Walk:
         holds = {letter.hold for letter in letters}
         if all(hold.is_open for hold in holds):
             for letter in letters:
-                letter.hold.unacked.done((letter.tag,))
-            send_acks(holds, patient=False)
+                letter.hold.unacked.done(letter.tag)
+            for hold in holds:
+                hold.send_acks(last=True)
         else:
             self._interrupted = True
 
