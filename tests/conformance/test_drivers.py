@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -73,16 +74,32 @@ _numbers = count(1)
 
 
 def _file(request: pytest.FixtureRequest) -> Subject:
-    from callboard.brokers.file import FileDriver
+    from callboard.brokers.file import FileDriver, intake
 
-    return Subject(partial(FileDriver, request.getfixturevalue("tmp_path") / "var"))
+    folder = request.getfixturevalue("tmp_path") / "var"
+
+    @contextmanager
+    def frozen_writer(_: Driver) -> Iterator[None]:
+        with (folder / "queue.lock").open() as lock, pytest.MonkeyPatch.context() as patch:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            patch.setattr(intake, "MOVE_DEADLINE", 0.2)
+            yield
+
+    return Subject(partial(FileDriver, folder), refusing=frozen_writer)
 
 
 def _stub(request: pytest.FixtureRequest) -> Subject:
     from callboard.brokers.stub import StubDriver
 
     driver = StubDriver()
-    return Subject(lambda: driver, across_processes=False)
+
+    @contextmanager
+    def failing(_: Driver) -> Iterator[None]:
+        driver.fail_puts = "the test says so"
+        yield
+        driver.fail_puts = None
+
+    return Subject(lambda: driver, across_processes=False, refusing=failing)
 
 
 def _rabbitmq(request: pytest.FixtureRequest) -> Subject:
@@ -832,23 +849,20 @@ def test_two_walks_over_one_queue_never_overlap(subject: Subject, driver: Driver
 
 def test_walks_over_two_queues_may_overlap(subject: Subject, driver: Driver) -> None:
     put(driver, message(1, "mail.dead"), message(2, "billing.dead"))
-    counts = lambda: driver.counts(["mail.dead", "billing.dead"]).values()  # noqa: E731
-    eventually(lambda: [c.ready for c in counts()] == [1, 1])
+    queues = ["mail.dead", "billing.dead"]
+    eventually(lambda: [c.ready for c in driver.counts(queues).values()] == [1, 1])
     inside = threading.Barrier(2)
 
     def decide(found: StoredMessage) -> Verdict:
         inside.wait(PATIENCE)
         return Verdict.DISCARD
 
-    threads = [
-        threading.Thread(target=subject.driver().walk, args=[queue, decide])
-        for queue in ("mail.dead", "billing.dead")
-    ]
+    threads = [threading.Thread(target=subject.driver().walk, args=[queue, decide]) for queue in queues]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    eventually(lambda: [c.ready for c in counts()] == [0, 0])
+    eventually(lambda: [c.ready for c in driver.counts(queues).values()] == [0, 0])
 
 
 # --- failing and closing

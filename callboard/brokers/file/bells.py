@@ -30,7 +30,7 @@ _BOARD_WATCH = 0.2  # seconds
 class Bell:
     """A worker's own bell, and its flag."""
 
-    def __init__(self, folder: Path, worker: int, queues: Iterable[int]) -> None:
+    def __init__(self, folder: Path, worker: int) -> None:
         self._path = folder / f"{worker}.bell"
         self._slot = worker - FIRST_WORKER
         self._board = _Board(folder)
@@ -41,27 +41,25 @@ class Bell:
         forks.follow(self)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        self.lower_flag()
-        self.listen_for(queues)
+        self.stop_listening()
 
-    def listen_for(self, queues: Iterable[int]) -> None:
+    def want(self, queues: Iterable[int]) -> None:
+        """Say which queues it is to be rung for."""
         self._board.write_mask(self._slot, queues)
 
-    def raise_flag(self) -> None:
-        """From here on others ring. What they put before must be looked for after this."""
-        self._drain()
-        self._board.write_flag(self._slot, True)
+    def listen(self, *, waits: bool) -> None:
+        """Forget all rings so far; what they rang for must be looked for after this. If `waits`, others are
+        asked to ring, else only the worker itself may."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 4096)
+        self._board.write_flag(self._slot, waits)
 
-    def lower_flag(self) -> None:
+    def stop_listening(self) -> None:
         self._board.write_flag(self._slot, False)
 
     def wait(self, timeout: float) -> bool:
         """Sleep until it rings; False if `timeout` seconds went by."""
         return bool(self._poll.poll(max(0, timeout) * 1000))
-
-    def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._fd, 4096)
 
     def ring(self) -> None:
         if self._fd >= 0:
@@ -72,7 +70,7 @@ class Bell:
         """Take the bell down. The worker's number may belong to another as soon as its row is gone, so
         this comes first."""
         if self._fd >= 0:
-            self.lower_flag()
+            self.stop_listening()
             self._path.unlink(missing_ok=True)
         self.forked()
 
@@ -114,7 +112,7 @@ class Ringer:
         if now >= self._look_again:
             self._look_again = now + _BOARD_WATCH
             with contextlib.suppress(FileNotFoundError):
-                self._board = _Board(self._folder, create=False)
+                self._board = _Board(self._folder)
         return self._board
 
     def _turn(self, slots: list[int]) -> list[int]:
@@ -146,16 +144,21 @@ def _ring(path: Path) -> bool:
     return True
 
 
+def set_up(folder: Path) -> None:
+    """Make the folder and the file of flags. Only for whoever holds the writers' lock."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "idle"
+    if not path.exists():
+        made = folder / "idle.new"
+        made.write_bytes(bytes(MAX_WORKERS * (1 + _MASK)))  # in full, so that no later write needs room
+        made.rename(path)
+
+
 class _Board:
     """The file of flags: a byte for each worker that says whether it waits, then the queues of each."""
 
-    _SIZE = MAX_WORKERS * (1 + _MASK)
-
-    def __init__(self, folder: Path, *, create: bool = True) -> None:
-        path = folder / "idle"
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
-        if os.fstat(self._fd).st_size < self._SIZE:
-            os.pwrite(self._fd, b"\0", self._SIZE - 1)
+    def __init__(self, folder: Path) -> None:
+        self._fd = os.open(folder / "idle", os.O_RDWR | os.O_CLOEXEC)
 
     def waiting(self) -> list[int]:
         flags = os.pread(self._fd, MAX_WORKERS, 0)

@@ -26,9 +26,11 @@ log = structlog.get_logger(__name__)
 
 LONGEST_SLEEP = 1.0  # seconds after which a waiting worker looks by itself
 _DEATH_WATCH = 0.25  # seconds between two looks at whether the other workers live
+_ROLL_CALL = 10.0  # seconds between two looks for workers without a lock file
 _ACK_DELAY = 0.004  # seconds that an ack waits for a fetch to take it along
 _TRANSACTION = 5.0  # seconds within which a claim or an ack gets its turn
-_MOVE = 10.0  # the same for a move
+_CLOSE = 2 * _TRANSACTION  # seconds that a close waits for what goes on
+MOVE_DEADLINE = 10.0  # the same for a move
 
 
 class FileIntake(Intake):
@@ -38,7 +40,7 @@ class FileIntake(Intake):
         self._driver = driver
         self._writer = driver.writer
         self._options = options
-        self._queues = [name for name in options.queues if name not in options.paused]
+        self._paused = options.paused
         self._reset()
         forks.follow(self)
 
@@ -46,6 +48,7 @@ class FileIntake(Intake):
         self._held: dict[int, Delivery] = {}
         self._acks: list[int] = []
         self._returns: list[int] = []
+        self._fetching = threading.Lock()
         self._applying = threading.Lock()  # held while claims are changed in the file
         self._given = threading.Event()  # there are acks
         self._armed = False
@@ -55,11 +58,13 @@ class FileIntake(Intake):
         self._generation = 0
         self._bell: Bell | None = None
         self._picker: Picker | None = None
+        self._picked_without: frozenset[str] = frozenset()
         self._numbers: Numbers = {}
         self._full = False
         self._closed = False
         self._outage = False
         self._next_watch = 0.0
+        self._next_roll_call = 0.0
 
     def forked(self) -> None:
         """The claims are the parent's."""
@@ -70,46 +75,59 @@ class FileIntake(Intake):
 
     def fetch(self, limit: int, timeout: float) -> list[Delivery]:
         end = time.monotonic() + timeout
-        while not self._closed:
-            try:
-                found = self._attempt(limit, end)
-            except (BrokerUnavailable, OSError) as error:
-                found = self._wait_out(error, end)
-            else:
-                self._recovered()
-            if found or self._alarm.is_set() or time.monotonic() >= end:
-                self._alarm.clear()
-                return found
+        with self._fetching:
+            while not self._closed:
+                try:
+                    found = self._attempt(limit, end)
+                except (BrokerUnavailable, OSError) as error:
+                    found = self._wait_out(error, end)
+                else:
+                    self._recovered()
+                if found or self._is_over(end):
+                    self._alarm.clear()
+                    return found
         return []
 
+    def _is_over(self, end: float) -> bool:
+        return self._alarm.is_set() or self._closed or time.monotonic() >= end
+
     def _attempt(self, limit: int, end: float) -> list[Delivery]:
-        """Claim; if there is nothing, sleep until there may be something."""
+        """Claim; if there is nothing, listen until there is."""
         bell = self._enter()
         self._watch()
         found, _ = self._claim(limit)
-        if found or self._alarm.is_set() or time.monotonic() >= end:
-            return found
-        bell.raise_flag()
         try:
-            found, next_due = self._claim(limit)
-            if not found and not self._alarm.is_set() and not self._closed:
-                bell.wait(self._until(end, next_due))
+            while not found and not self._is_over(end) and self._generation == self._writer.generation:
+                bell.listen(waits=not self._full)
+                found, next_due = self._claim(limit)  # what was put before we listened
+                if not found and not self._is_over(end):
+                    self._sleep(bell, end, next_due)
         finally:
-            bell.lower_flag()
+            bell.stop_listening()
         return found
 
-    def _until(self, end: float, next_due: float | None) -> float:
-        nap = min(end, self._next_watch) - time.monotonic()
+    def _sleep(self, bell: Bell, end: float, next_due: float | None) -> None:
+        """Until somebody rings, something is due, or it is time to look again in any case."""
+        now = time.monotonic()
+        until = min(end, now + LONGEST_SLEEP)
         if next_due is not None:
-            nap = min(nap, next_due - time.time())
-        return min(nap, LONGEST_SLEEP)
+            until = min(until, now + next_due - time.time())
+        while not bell.wait(min(until, self._next_watch) - time.monotonic()):
+            if time.monotonic() >= until:
+                break
+            self._watch()
+        else:
+            return
+        if next_due is None:
+            self._writer.run(messages.trim, durable=False, until=time.monotonic() + _TRANSACTION)
 
     def _claim(self, limit: int) -> tuple[list[Delivery], float | None]:
         """Apply the acks and claim what there is room for, in one transaction."""
         with self._applying:
-            picker, registration = self._picker, self._registration
-            if self._closed or picker is None or registration is None:
+            registration = self._registration
+            if self._closed or registration is None:
                 return [], None
+            picker = self._choose_picker()
             room = min(limit, self._options.budget - len(self._held))
             self._full = room <= 0
             if self._full and not self._acks and not self._returns:
@@ -118,6 +136,8 @@ class FileIntake(Intake):
             number = registration.number
 
             def work(connection: sqlite3.Connection) -> Claims:
+                if self._generation != self._writer.generation:  # our row isn't in this file
+                    return Claims()
                 if acks:
                     messages.let_go(connection, number, acks)
                 if returns:
@@ -144,9 +164,19 @@ class FileIntake(Intake):
             bell.ring()
 
     def pause(self, queues: frozenset[str]) -> None:
-        self._queues = [name for name in self._options.queues if name not in queues]
-        self._picker = None
+        self._paused = queues
         self._ring_own_bell()
+
+    def _choose_picker(self) -> Picker:
+        """The picker for the queues that aren't paused now."""
+        paused = self._paused
+        if self._picker is None or self._picked_without is not paused:
+            numbers = {name: self._numbers[name] for name in self._options.queues if name not in paused}
+            self._picker = Picker(numbers, turn=self._picker.turn if self._picker is not None else 0)
+            self._picked_without = paused
+            if self._bell is not None:
+                self._bell.want(numbers.values())
+        return self._picker
 
     # --- being a worker among others
 
@@ -155,12 +185,6 @@ class FileIntake(Intake):
         if self._bell is None or self._generation != self._writer.generation:
             with self._applying:
                 self._register()
-        if self._picker is None:
-            with self._applying:
-                mine = {name: self._numbers[name] for name in self._queues}
-                self._picker = Picker(mine)
-                assert self._bell is not None
-                self._bell.listen_for(mine.values())
         assert self._bell is not None
         return self._bell
 
@@ -173,18 +197,18 @@ class FileIntake(Intake):
         options, folder = self._options, self._driver.workers_folder
 
         def work(connection: sqlite3.Connection, numbers: Numbers) -> tuple[Registration, Numbers, int]:
-            folder.mkdir(exist_ok=True)
             made = workers.register(connection, folder, options.worker, options.queues)
             return made, numbers, self._writer.generation
 
         if self._bell is not None:
-            self._bell.forked()
+            self._bell.forked()  # its name may be another's by now
             self._bell = None
         self._registration, self._numbers, self._generation = self._driver.run(
             set(options.queues), work, durable=False, until=time.monotonic() + _TRANSACTION
         )
-        self._bell = Bell(folder, self._registration.number, ())
+        self._bell = Bell(folder, self._registration.number)
         self._picker = None
+        self._bury(None)
 
     def _watch(self) -> None:
         """Now and then, look whether other workers have died, and let everybody have their claims."""
@@ -193,21 +217,40 @@ class FileIntake(Intake):
             return
         self._next_watch = now + _DEATH_WATCH
         folder, own = self._driver.workers_folder, self._registration
-        number = own.number if own is not None else None
-        rows = self._writer.run(
-            lambda connection: workers.others(connection, number),
+        assert own is not None
+        suspects = workers.suspects(folder, own)
+        if suspects is None:
+            self._renew(own)
+        elif suspects:
+            self._bury(suspects)
+        elif now >= self._next_roll_call:
+            self._bury(None)
+
+    def _bury(self, suspects: list[int] | None) -> None:
+        """Rescue the claims of the dead among the suspects, or among all: some may have left no file."""
+        if suspects is None:
+            self._next_roll_call = time.monotonic() + _ROLL_CALL
+        folder = self._driver.workers_folder
+        dead = self._writer.run(
+            lambda connection: workers.bury(connection, folder, suspects),
             durable=False,
             until=time.monotonic() + _TRANSACTION,
         )
-        suspects = [row for row in rows if workers.is_dead(folder, *row)]
-        if suspects:
-            queues = self._writer.run(
-                lambda connection: workers.bury(connection, folder, suspects),
-                durable=False,
-                until=time.monotonic() + _TRANSACTION,
-            )
-            log.warning("workers_rescued", workers=[name for _, name in suspects])
-            self._driver.ring(queues, len(queues))
+        if dead.messages:
+            log.warning("workers_rescued", workers=dead.names, messages=dead.messages)
+            self._driver.ring(dead.queues, dead.messages)
+
+    def _renew(self, own: Registration) -> None:
+        """Somebody has deleted our lock's file. Make it anew, unless others took us for dead already."""
+        folder = self._driver.workers_folder
+        self._registration = renewed = self._writer.run(
+            lambda connection: workers.renew(connection, folder, own),
+            durable=False,
+            until=time.monotonic() + _TRANSACTION,
+        )
+        if renewed is None:
+            log.error("claims_lost", reason=f"the files in {folder} were deleted", claims=len(self._held))
+        self._generation = 0 if renewed is None else self._generation
 
     # --- letting go
 
@@ -290,7 +333,7 @@ class FileIntake(Intake):
             done = self._driver.put_if(
                 lambda connection: messages.let_go_of_one(connection, number, id_),
                 [outgoing],
-                until=time.monotonic() + _MOVE,
+                until=time.monotonic() + MOVE_DEADLINE,
             )
         except MaybeWritten as error:
             raise PutError(str(error), unknown=[outgoing]) from error
@@ -312,18 +355,21 @@ class FileIntake(Intake):
             self._arm()
 
     def close(self) -> None:
-        self._alarm.set()
-        self._ring_own_bell()
         with self._applying:
             if self._closed:
                 return
             self._closed = True
-            self._given.set()
-            self._driver.forget(self)
+        self._driver.forget(self)
+        self._alarm.set()
+        self._ring_own_bell()
+        self._given.set()
+        if self._fetching.acquire(timeout=_CLOSE):  # the bell is in use until `fetch` returns
+            self._fetching.release()
+        if self._flusher is not None:
+            self._flusher.join(_CLOSE)
+        with self._applying:
             if self._registration is not None:
                 self._leave(self._registration)
-        if self._flusher is not None and self._flusher is not threading.current_thread():
-            self._flusher.join()
 
     def _leave(self, registration: Registration) -> None:
         acks, returns = list(self._acks), [*self._returns, *self._held]

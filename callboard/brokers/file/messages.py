@@ -12,11 +12,12 @@ from callboard.brokers.file.schema import (
     first_id,
     last_id,
     microseconds,
-    queue_of,
 )
 
 Row = tuple[int, int, bytes, bytes]  # id, redelivered, headers, body
 
+_SPARE_PAGES = 4096  # 16 MB
+_TRIMMED_AT_ONCE = 2000  # pages; some 20 ms
 _PROMOTED_AT_ONCE = 500  # of one queue, so that nobody waits long for the transaction
 
 
@@ -99,12 +100,19 @@ def purge(connection: sqlite3.Connection, queue: int, now: float, limit: int) ->
 
 
 def rescue(connection: sqlite3.Connection, worker: int) -> list[int]:
-    """Let others have all that a dead worker held. Returns the queues."""
+    """Let others have all that a dead worker held. Returns the messages' ids."""
     rows = connection.execute(
         f"SELECT id FROM messages WHERE claim = ? AND claim <> {NOBODY}", (worker,)
     ).fetchall()
     connection.executemany(f"UPDATE messages SET claim = {NOBODY}, redelivered = 1 WHERE id = ?", rows)
-    return sorted({queue_of(id_) for (id_,) in rows})
+    return [id_ for (id_,) in rows]
+
+
+def trim(connection: sqlite3.Connection) -> None:
+    """Give some of the file's room back to the disk, if there is much that isn't used."""
+    if connection.execute("PRAGMA freelist_count").fetchone()[0] > _SPARE_PAGES:
+        for _ in range(_TRIMMED_AT_ONCE):  # Python's sqlite3 takes but one step of this pragma, which is a page
+            connection.execute("PRAGMA incremental_vacuum(1)")
 
 
 def promote(connection: sqlite3.Connection, queue: int, moment: int, now: float) -> None:

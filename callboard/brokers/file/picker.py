@@ -35,14 +35,14 @@ class Claims:
 class Picker:
     """Chooses what a worker claims: by priority, then by age; of every eight the last by age alone."""
 
-    def __init__(self, numbers: Mapping[str, int]) -> None:
-        """Choose from these queues, given with their numbers."""
+    def __init__(self, numbers: Mapping[str, int], turn: int = 0) -> None:
+        """Choose from these queues, given with their numbers. `turn` says how many of eight are taken."""
         self._numbers = list(numbers.values())
         tiers: dict[int, list[int]] = {}
         for name, number in numbers.items():
             tiers.setdefault(priority_of(name), []).append(number)
         self._tiers = [tiers[priority] for priority in sorted(tiers)]
-        self._turn = 0
+        self.turn = turn
         listed = ", ".join(map(str, self._numbers)) or "NULL"
         self._ready_sql = (
             f"SELECT (SELECT id FROM messages WHERE id BETWEEN (queues.id << {PLACE_BITS})"
@@ -89,12 +89,12 @@ class Picker:
             while waiting and len(rows) < limit:
                 if len(waiting) == 1:
                     found = waiting[0].take_all(limit - len(rows))
-                elif self._turn == 7:
+                elif self.turn == 7:
                     found = min(waiting, key=_Line.oldest).take(1)
                 else:
-                    found = waiting[0].take(min(7 - self._turn, limit - len(rows)))
+                    found = waiting[0].take(min(7 - self.turn, limit - len(rows)))
                 rows += found
-                self._turn = (self._turn + len(found)) % 8
+                self.turn = (self.turn + len(found)) % 8
                 waiting = [line for line in waiting if line.waits]
         finally:
             for line in lines:

@@ -87,10 +87,11 @@ def connect(path: Path) -> sqlite3.Connection:
         BrokerUnavailable: It can't be opened, or isn't ours.
     """
     connection = sqlite3.connect(
-        path, timeout=0.05, isolation_level=None, check_same_thread=False, cached_statements=1024
+        path, timeout=5.0, isolation_level=None, check_same_thread=False, cached_statements=1024
     )
     try:
         _prepare(connection, path)
+        connection.execute("PRAGMA busy_timeout = 50")  # milliseconds; whoever writes tries again
     except BaseException:
         connection.close()
         raise
@@ -98,6 +99,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the file is made
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise BrokerUnavailable(f"{path} is on a file system that lacks shared memory; choose a local disk")

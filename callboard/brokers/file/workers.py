@@ -11,13 +11,13 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from callboard.brokers.file import messages
+from callboard.brokers.file import bells, messages
 from callboard.brokers.file.locks import LockedFile
-from callboard.brokers.file.schema import FIRST_WORKER, MAX_WORKERS
+from callboard.brokers.file.schema import FIRST_WORKER, MAX_WORKERS, queue_of
 from callboard.errors import BrokerUnavailable
 
 
@@ -30,26 +30,45 @@ class Registration:
     lock: LockedFile
 
 
+@dataclass(slots=True)
+class Dead:
+    """Who was found dead, and what others may have again."""
+
+    names: list[str] = field(default_factory=list)
+    queues: set[int] = field(default_factory=set)
+    messages: int = 0
+
+
 def register(connection: sqlite3.Connection, folder: Path, name: str, queues: Sequence[str]) -> Registration:
     """Give a worker a number and its lock."""
+    bells.set_up(folder)
     taken = {number for (number,) in connection.execute("SELECT number FROM workers")}
     free = (number for number in range(FIRST_WORKER, FIRST_WORKER + MAX_WORKERS) if number not in taken)
     number = next(free, None)
     if number is None:
         raise BrokerUnavailable(f"{folder} has {MAX_WORKERS} workers already; run fewer of them")
-    # Others only see the file when it is locked and named.
+    lock = _make_lock(folder, number, name)
+    connection.execute("INSERT INTO workers VALUES (?, ?, ?)", (number, name, json.dumps(list(queues))))
+    return Registration(number, name, lock)
+
+
+def _make_lock(folder: Path, number: int, name: str) -> LockedFile:
+    """Others only see the file when it is locked and named."""
     made = folder / f"{number}.new"
     made.unlink(missing_ok=True)
     lock = LockedFile(made)
-    try:
-        lock.try_lock()
-        os.write(lock.fd, name.encode())
-        made.rename(_lock_path(folder, number))
-        connection.execute("INSERT INTO workers VALUES (?, ?, ?)", (number, name, json.dumps(list(queues))))
-    except BaseException:
-        lock.close()
-        raise
-    return Registration(number, name, lock)
+    lock.try_lock()
+    os.write(lock.fd, name.encode())
+    made.rename(_lock_path(folder, number))
+    return lock
+
+
+def renew(connection: sqlite3.Connection, folder: Path, worker: Registration) -> Registration | None:
+    """Make a worker's lock file anew; None if the worker has been buried meanwhile."""
+    if _name(connection, worker.number) != worker.name:
+        return None
+    bells.set_up(folder)
+    return Registration(worker.number, worker.name, _make_lock(folder, worker.number, worker.name))
 
 
 def leave(connection: sqlite3.Connection, folder: Path, worker: Registration) -> None:
@@ -61,36 +80,63 @@ def leave(connection: sqlite3.Connection, folder: Path, worker: Registration) ->
         _lock_path(folder, worker.number).unlink(missing_ok=True)
 
 
-def others(connection: sqlite3.Connection, worker: int | None) -> list[tuple[int, str]]:
-    """The numbers and names of all workers but one."""
-    return [row for row in connection.execute("SELECT number, name FROM workers") if row[0] != worker]
-
-
-def is_dead(folder: Path, number: int, name: str) -> bool:
-    """Whether a worker's lock can be had, or isn't there: the folder was restored without it, or cleaned."""
+def suspects(folder: Path, own: Registration) -> list[int] | None:
+    """The workers whose lock can be had. None if our own is gone. Touches no database."""
     try:
-        file = LockedFile(_lock_path(folder, number), create=False)
+        files = os.listdir(folder)  # noqa: PTH208 - names will do, four times a second
+    except FileNotFoundError:
+        return None
+    numbers = [int(file[:-5]) for file in files if file.endswith(".lock") and file[:-5].isdecimal()]
+    if own.number not in numbers:
+        return None
+    return [number for number in numbers if number != own.number and _is_free(_lock_path(folder, number))]
+
+
+def bury(connection: sqlite3.Connection, folder: Path, suspects: Collection[int] | None) -> Dead:
+    """Rescue the claims of those who are dead for certain, among the suspects or among all.
+
+    Whose lock isn't there is dead too: the folder was restored, or cleaned.
+    """
+    dead = Dead()
+    for number, name in connection.execute("SELECT number, name FROM workers").fetchall():
+        if suspects is not None and number not in suspects:
+            continue
+        path = _lock_path(folder, number)
+        if not _is_free(path, name):
+            continue
+        rescued = messages.rescue(connection, number)
+        connection.execute("DELETE FROM workers WHERE number = ?", (number,))
+        dead.names.append(name)
+        dead.queues.update(map(queue_of, rescued))
+        dead.messages += len(rescued)
+    for number in suspects or ():
+        _remove_files(connection, folder, number)
+    return dead
+
+
+def _remove_files(connection: sqlite3.Connection, folder: Path, number: int) -> None:
+    """Remove what a worker that has no row any more left behind."""
+    if _name(connection, number) is None:
+        for path in (_lock_path(folder, number), folder / f"{number}.bell"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_free(path: Path, name: str | None = None) -> bool:
+    """Whether a lock can be had, or isn't there, or is that of somebody with another name."""
+    try:
+        file = LockedFile(path, create=False)
     except FileNotFoundError:
         return True
     try:
-        return os.read(file.fd, 4096).decode() != name or file.try_lock()
+        return (name is not None and os.read(file.fd, 4096).decode() != name) or file.try_lock()
     finally:
         file.close()
 
 
-def bury(connection: sqlite3.Connection, folder: Path, suspects: Sequence[tuple[int, str]]) -> list[int]:
-    """Rescue the claims of those who are dead for certain. Returns the queues that have messages again."""
-    queues: set[int] = set()
-    for number, name in suspects:
-        row = connection.execute("SELECT name FROM workers WHERE number = ?", (number,)).fetchone()
-        if row is None or row[0] != name or not is_dead(folder, number, name):
-            continue
-        queues.update(messages.rescue(connection, number))
-        connection.execute("DELETE FROM workers WHERE number = ?", (number,))
-        for path in (_lock_path(folder, number), folder / f"{number}.bell"):
-            with contextlib.suppress(OSError):
-                path.unlink()
-    return sorted(queues)
+def _name(connection: sqlite3.Connection, number: int) -> str | None:
+    row = connection.execute("SELECT name FROM workers WHERE number = ?", (number,)).fetchone()
+    return row[0] if row is not None else None
 
 
 def _lock_path(folder: Path, number: int) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from callboard.brokers.file import forks
-from callboard.brokers.file.locks import LockedFile
+from callboard.brokers.file.locks import TurnLock
 from callboard.brokers.file.schema import connect, explain, make_folder
 from callboard.errors import BrokerUnavailable
 
@@ -73,7 +73,7 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
         self._durable = True
-        self._lock_file: LockedFile | None = None
+        self._lock_file: TurnLock | None = None
         self._closed = False
         #: Grows whenever another file is opened, so that what was remembered of the last is forgotten.
         self.generation = 0
@@ -134,41 +134,42 @@ class Writer:
                 heir.latch.release()
 
     def _lead(self, own: _Entry, until: float) -> None:
-        lock = self._take_lock(until)
         batch = _Batch([own])
         try:
+            self._take_lock(until)
             with self._transaction:
-                try:
-                    if self._queue:
-                        self._gather(batch)
-                    self._write(batch, until)
-                finally:
-                    lock.unlock()
+                if self._queue:
+                    self._gather(batch)
+                self._write(batch, until)
         finally:
+            if self._lock_file is not None:
+                self._lock_file.unlock()
             self._settle(batch, own)
 
-    def _take_lock(self, until: float) -> LockedFile:
-        lock = self._lock_file
+    def _take_lock(self, until: float) -> None:
         try:
-            if lock is None or lock.fd < 0:
-                lock = self._lock_file = self._open_lock()
-            if lock.try_lock() or lock.lock(until):
-                return lock
-        except OSError as error:
+            if self._lock_file is None:
+                self._lock_file = self._open_lock()
+            taken = self._lock_file.lock(until)
+        except (OSError, ValueError) as error:
             if isinstance(error, BrokerUnavailable):
                 raise
-            raise NotWritten(explain(error, self.path)) from error
-        raise NotWritten(self._too_late())
+            raise NotWritten(self._closed_text() if self._closed else explain(error, self.path)) from error
+        if not taken:
+            raise NotWritten(self._too_late())
 
-    def _open_lock(self) -> LockedFile:
+    def _closed_text(self) -> str:
+        return f"the driver of {self.path} is closed"
+
+    def _open_lock(self) -> TurnLock:
         if self._closed:
-            raise NotWritten(f"the driver of {self.path} is closed")
+            raise NotWritten(self._closed_text())
         path = self.folder / "queue.lock"
         try:
-            return LockedFile(path)
+            return TurnLock(path)
         except FileNotFoundError:
             make_folder(self.folder)
-            return LockedFile(path)
+            return TurnLock(path)
 
     def _gather(self, batch: _Batch) -> None:
         with self._mutex:
@@ -258,6 +259,8 @@ class Writer:
 
     def _open(self) -> sqlite3.Connection:
         """The connection; a new one if the file has been replaced under us."""
+        if self._closed:
+            raise NotWritten(self._closed_text())
         try:
             inode = os.stat(self._name).st_ino  # noqa: PTH116 - it runs at every commit
         except FileNotFoundError:
@@ -283,8 +286,9 @@ class Writer:
         with self._transaction:
             self._closed = True
             self._disconnect()
-            if self._lock_file is not None:
-                self._lock_file.close()
+            lock, self._lock_file = self._lock_file, None
+        if lock is not None:
+            lock.close()
 
     def forked(self) -> None:
         """Forget the connection. It is never closed here, because that would touch the parent's file."""
