@@ -222,7 +222,7 @@ class StubIntake(Intake):
 
     def _take(self, limit: int) -> list[Delivery]:
         taken: list[Delivery] = []
-        held = sum(len(queue.claimed) for queue in self._mine())
+        held = sum(stored.owner is self for queue in self._mine() for stored in queue.claimed.values())
         for _ in range(min(limit, self.options.budget - held)):
             heads = [queue.ready[0] for queue in self._mine(unpaused=True) if queue.ready]
             if not heads:
