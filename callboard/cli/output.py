@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
@@ -63,7 +62,6 @@ class Column:
     is_id: bool = False
 
 
-@cache
 def console(*, stderr: bool = False) -> Console:
     """The terminal, or what stands in its place."""
     stream = sys.stderr if stderr else sys.stdout

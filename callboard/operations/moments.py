@@ -7,13 +7,14 @@ import re
 from datetime import UTC, datetime, timedelta
 
 _UNITS = (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d|w)", re.IGNORECASE)
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d|w)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def span(seconds: float) -> str:
-    """A length of time in one or two units, never negative: '80 ms', '4.2 s', '3 min 20 s', '2 days'."""
-    seconds = max(0.0, seconds)
+    """A length of time in one or two units: '80 ms', '4.2 s', '3 min 20 s', '2 days'; 'a moment' if it is none."""
+    if seconds < 0.001:
+        return "a moment"
     if seconds < 1:
         return f"{math.floor(seconds * 1000)} ms"
     if seconds < 9.95:

@@ -1,0 +1,193 @@
+"""Queues: counts, pausing, purging. And the quarantine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from callboard import State, queues
+from callboard.brokers.driver import IntakeOptions, Outgoing
+from callboard.errors import JobNotFound, NotPossible, StoreUnavailable, UnknownQueue
+from callboard.operations import Operations
+from callboard.testing import Jobs
+
+
+def _status(operations: Operations, name: str) -> Any:
+    (status,) = operations.queues.search(name)
+    return status
+
+
+def test_queues_are_listed_by_category_and_priority(operations: Operations, deliver: Any) -> None:
+    names = [status.name for status in operations.queues.search()]
+
+    assert names == [
+        "post.critical",
+        "post.high",
+        "post.medium",
+        "post.low",
+        "post.dead",
+        "callboard.quarantine",
+    ]
+
+
+def test_counts_tell_what_waits_what_is_held_and_what_is_delayed(
+    operations: Operations, deliver: Any, jobs: Jobs
+) -> None:
+    for _ in range(3):
+        deliver.send(to="x")
+    deliver.using(delay=timedelta(hours=1)).send(to="x")
+    intake = jobs.broker.driver.open_intake(IntakeOptions(queues=["post.high"], budget=1, worker="w"))
+    intake.fetch(1, 0)
+
+    status = _status(operations, "post.high")
+
+    assert (status.ready, status.claimed, status.delayed, status.consumers) == (2, 1, 1, 1)
+    assert (status.kind, status.category, status.priority, status.paused) == ("jobs", "post", "high", False)
+    intake.close()
+
+
+def test_a_pattern_pauses_several_and_resumes_them(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    deliver.send(to="x")
+    assert len(operations.queues.pause("post.*")) == 4
+    assert _status(operations, "post.high").paused
+    jobs.drain()
+    assert len(jobs.waiting) == 1
+
+    assert operations.queues.resume("post.high") == ["post.high"]
+    assert jobs.drain().succeeded == 1
+    assert [entry.action for entry in operations.audit_log()] == ["queues.resume", "queues.pause"]
+
+
+def test_an_unknown_queue_suggests_the_nearest(operations: Operations, deliver: Any) -> None:
+    with pytest.raises(UnknownQueue, match=r"no queue of jobs 'post\.hihg'; did you mean 'post\.high'"):
+        operations.queues.pause("post.hihg")
+
+
+def test_a_purge_drops_what_waits_and_says_so_in_the_records(
+    operations: Operations, deliver: Any, jobs: Jobs
+) -> None:
+    waiting = [deliver.send(to="x").message_id for _ in range(3)]
+    delayed = deliver.using(delay=timedelta(hours=1)).send(to="x").message_id
+
+    result = operations.queues.purge("post.high")
+
+    assert (result.count, result.recorded) == (4, True)
+    assert jobs.waiting == []
+    for job_id in [*waiting, delayed]:
+        assert jobs.state(job_id) is State.DISCARDED
+        assert jobs.record(job_id).reason == "purged from post.high by ada"
+    done, begun = operations.audit_log()
+    assert begun.details["step"] == "begun"
+    assert (done.action, done.target, done.count) == ("queues.purge", "post.high", 4)
+
+
+def test_a_purge_leaves_what_runs(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    job_id = deliver.send(to="x").message_id
+    intake = jobs.broker.driver.open_intake(IntakeOptions(queues=["post.high"], budget=1, worker="w"))
+    intake.fetch(1, 0)
+
+    assert operations.queues.purge("post.high").count == 0
+    assert jobs.state(job_id) is State.QUEUED
+    intake.close()
+
+
+def test_dead_letters_are_not_purged(operations: Operations, deliver: Any) -> None:
+    with pytest.raises(NotPossible, match="callboard dead discard"):
+        operations.queues.purge("post.dead")
+
+
+def test_what_cannot_be_audited_is_not_purged(
+    operations: Operations, deliver: Any, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver.send(to="x")
+
+    def away(entry: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(jobs.broker.store, "audit", away)
+
+    with pytest.raises(StoreUnavailable):
+        operations.queues.purge("post.high")
+    assert len(jobs.waiting) == 1
+
+
+# -- quarantine ------------------------------------------------------------------------------------------
+
+Suspect = Callable[[bytes], str]
+
+
+@pytest.fixture
+def suspect(jobs: Jobs, deliver: Any, operations: Operations) -> Suspect:
+    """Has a worker find a message; returns its id in quarantine."""
+
+    def suspect(body: bytes) -> str:
+        jobs.broker.driver.put([Outgoing("post.high", body, "?")], deadline=1)
+        with pytest.raises(AssertionError):
+            jobs.drain()
+        return operations.quarantine.search()[-1].id
+
+    return suspect
+
+
+def _unsigned(**kwargs: Any) -> bytes:
+    message = {
+        "queue_name": "post.high",
+        "actor_name": "deliver",
+        "args": [],
+        "kwargs": kwargs,
+        "options": {},
+        "message_id": "q-1",
+        "message_timestamp": 1,
+    }
+    return json.dumps(message).encode()
+
+
+def test_quarantine_shows_reason_origin_and_body(operations: Operations, suspect: Suspect) -> None:
+    suspect_id = suspect(b"\x1b[31mgibberish\xff")
+
+    shown = operations.quarantine.show(suspect_id)
+
+    assert (shown.queue, shown.size) == ("post.high", 15)
+    assert "the body is no message" in shown.reason
+    assert shown.body == "\N{REPLACEMENT CHARACTER}[31mgibberish\N{REPLACEMENT CHARACTER}"
+
+
+def test_secrets_of_a_readable_message_are_masked(operations: Operations, suspect: Suspect) -> None:
+    shown = operations.quarantine.show(suspect(_unsigned(to="x", password="geheim")))
+
+    assert "it isn't signed" in shown.reason
+    assert "geheim" not in shown.body
+
+
+def test_vouching_signs_and_sends_it(operations: Operations, suspect: Suspect, jobs: Jobs) -> None:
+    suspect_id = suspect(_unsigned(to="x"))
+
+    assert operations.quarantine.replay(suspect_id) == "q-1"
+
+    assert operations.quarantine.search() == []
+    assert jobs.drain().succeeded == 1
+    assert operations.audit_log()[0].action == "quarantine.replay"
+
+
+def test_what_cannot_be_read_cannot_be_vouched_for(operations: Operations, suspect: Suspect) -> None:
+    with pytest.raises(NotPossible, match="it can only be discarded"):
+        operations.quarantine.replay(suspect(b"gibberish"))
+    with pytest.raises(NotPossible, match="'to' is missing"):
+        operations.quarantine.replay(suspect(_unsigned()))
+
+
+def test_discarding_takes_those_that_are_named(operations: Operations, suspect: Suspect, jobs: Jobs) -> None:
+    first, second = suspect(b"one"), suspect(b"two")
+
+    result = operations.quarantine.discard([first, "nobody"])
+
+    assert (result.ids, result.count, result.not_found) == ([first], 1, ["nobody"])
+    assert [left.id for left in operations.quarantine.search()] == [second]
+    assert operations.quarantine.discard(None).count == 1
+    assert jobs.broker.driver.counts([queues.QUARANTINE])[queues.QUARANTINE].ready == 0
+    with pytest.raises(JobNotFound):
+        operations.quarantine.show(second)
