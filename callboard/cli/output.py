@@ -125,11 +125,12 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> No
 
 
 def _print_grid(grid: Table) -> None:
-    if console().is_terminal:
-        console().print(grid)
+    screen = console()
+    if screen.is_terminal:
+        screen.print(grid)
         return
-    with console().capture() as capture:
-        console().print(grid)
+    with screen.capture() as capture:
+        screen.print(grid)
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
