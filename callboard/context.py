@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Seconds between two reports of progress; what a job says between is replaced by what it says next.
+_REPORT_SECONDS = 0.2
+
 
 class Cancelled(Interrupt):
     """Raised in an actor's thread when its job was cancelled; let it pass."""
@@ -77,6 +80,8 @@ class Run:
         self.time_limit: float | None = None
         self.started = time.monotonic()
         self._reporter = reporter
+        self._news: tuple[float | None, str] | None = None
+        self._next_report = 0.0
         self._thread: int | None = None
         self._interrupted: type[BaseException] | None = None
         self._lock = threading.Lock()
@@ -87,7 +92,9 @@ class Run:
         """Say how far the job is: a fraction from 0 to 1, a few words, or both. Cheap enough for each row."""
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError(f"progress is a fraction from 0 to 1, not {fraction}")
-        self._reporter.report_progress(self, fraction, note)
+        self._news = (fraction, note)
+        if time.monotonic() >= self._next_report:
+            self.report()
 
     @property
     def log(self) -> FilteringBoundLogger:
@@ -137,6 +144,13 @@ class Run:
 
     # -- for the machinery -------------------------------------------------------------------------------
 
+    def report(self) -> None:
+        """Pass on what the job last said of its progress, if that hasn't been done."""
+        if self._news is not None:
+            (fraction, note), self._news = self._news, None
+            self._next_report = time.monotonic() + _REPORT_SECONDS
+            self._reporter.report_progress(self, fraction, note)
+
     def interrupt(self, exception: type[BaseException]) -> bool:
         """Raise an exception in the actor's body, once at most. False if the body isn't running."""
         with self._lock:
@@ -174,7 +188,7 @@ class Run:
         """Let an exception that was set while the body returned come up here, where it does no harm."""
         try:
             for _ in range(100):
-                time.sleep(0)
+                pass
         except Interrupt:
             return
 

@@ -34,6 +34,7 @@ class CurrentJob(Middleware):
         self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         enter_run(None)
+        message.run.report()
 
     def after_skip_message(self, broker: Broker, message: Any) -> None:
         enter_run(None)
