@@ -264,16 +264,20 @@ class Broker(dramatiq.Broker):
             if outgoing:
                 self.driver.put(outgoing, deadline=self._send_deadline)
         except PutError as error:
-            self._release(held, keep={o.job_id for o in outgoing} - {o.job_id for o in error.not_queued})
+            maybe = {o.job_id for o in outgoing} - {o.job_id for o in error.not_queued}
+            self._release(held, keep=maybe)
+            self._emit_enqueued(prepared, maybe - {o.job_id for o in error.unknown}, delay_ms)
             raise _send_error(error, outgoing) from error
         except BaseException:
             self._release(held)
             raise
-        sent = {o.job_id for o in outgoing}
-        for message in prepared:
+        self._emit_enqueued(prepared, {o.job_id for o in outgoing}, delay_ms)
+        return prepared
+
+    def _emit_enqueued(self, messages: Iterable[Message[Any]], sent: set[str], delay_ms: int | None) -> None:
+        for message in messages:
             if message.message_id in sent:
                 self.emit_after("enqueue", message, delay_ms)
-        return prepared
 
     def prepare(self, message: Message[Any]) -> Outgoing:
         """A message as `enqueue` would queue it now: checked and signed. For a job that is sent once more with
