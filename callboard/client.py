@@ -110,7 +110,8 @@ class Client:
         """
         options = send_options(priority, delay, at, expires, unique, tags, job_id)
         message = self._message(name, payload or {}, category, options, payload_version)
-        sent: Message[Any] = self.broker.enqueue(message, delay=options.wait())
+        clock = self.broker.clock
+        sent: Message[Any] = self.broker.enqueue(message, delay=options.wait(clock))
         return sent
 
     def _message(
@@ -121,20 +122,23 @@ class Client:
         options: SendOptions,
         payload_version: int,
     ) -> Message[Any]:
-        actor = self._declared(name, category)
+        actor, clock = self._declared(name, category), self.broker.clock
         if actor is None:
             actor_name = name.replace("_", "-")
             queue = queue_for(category or "", options.priority or Priority.MEDIUM)
-            extras = options.extras(actor_name, payload_version=payload_version)
+            extras = options.extras(actor_name, payload_version=payload_version, clock=clock)
         elif isinstance(actor, JobActor):
             actor_name = actor.actor_name
             queue = queue_for(actor.category, options.priority) if options.priority else actor.queue_name
             extras = options.extras(
-                actor_name, payload_version=actor.payload_version, expires=actor.options.get("expires")
+                actor_name,
+                payload_version=actor.payload_version,
+                expires=actor.options.get("expires"),
+                clock=clock,
             )
         else:  # a stock actor has one queue
             actor_name, queue = actor.actor_name, actor.queue_name
-            extras = options.extras(actor_name)
+            extras = options.extras(actor_name, clock=clock)
         return Message(
             queue_name=queue,
             actor_name=actor_name,
@@ -142,6 +146,7 @@ class Client:
             kwargs=dict(payload),
             options={"callboard": extras},
             message_id=options.job_id or envelope.new_job_id(),
+            message_timestamp=int(clock() * 1000),
         )
 
     def _declared(self, name: str, category: str | None) -> Actor[Any, Any] | None:
