@@ -2,7 +2,7 @@
 # Options: PYTHON=python3.13 chooses the Python, BROKER=amqp the demo's broker, ARGS='-k name' goes to pytest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench lock clean
+.PHONY: help demo test test-all check format bench lock recording clean
 
 WORKERS ?= 2
 PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
@@ -25,7 +25,7 @@ endef
 help: ## say what can be made
 	@echo "Callboard: background jobs that are never lost and never hidden."
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-17s %s\n", $$1, $$2 }'
 
 demo: ## watch jobs run, fail, survive a kill -9 and finish; BROKER=amqp: on RabbitMQ
 	$(set_up) demo $(if $(filter amqp,$(BROKER)),rabbitmq-server)
@@ -59,6 +59,10 @@ bench: ## measure Callboard beside its peers
 lock: ## pin what pyproject.toml asks for in deploy/locks; UPGRADE=1: at the newest versions
 	$(set_up) demo
 	.venv/bin/python -m deploy.lock
+
+recording: ## record the demo anew, as docs/demo.svg
+	$(set_up) demo
+	.venv/bin/python -m deploy.recording
 
 clean: ## remove what was made here: .venv and the caches
 	rm -rf .venv .venv.old .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -63,7 +63,7 @@ def demo(
         str, typer.Option("--broker", metavar="KIND", help="Where the jobs wait: file or amqp.")
     ] = "file",
 ) -> None:
-    """Watch real jobs run, fail, survive a kill -9 and finish. Needs nothing, and leaves nothing behind."""
+    """Watch real jobs run, fail, survive a kill -9 and finish. Needs no server, and leaves no process behind."""
     from callboard.demo import run_demo
 
     raise typer.Exit(run_demo(broker=broker))

