@@ -176,10 +176,15 @@ class Run:
                 with self._lock:
                     self._thread = None
         except BaseException as error:
-            if finished and self._interrupted is not None and isinstance(error, self._interrupted):
-                self._thread = None  # it came as the body had returned: the job is done
-            else:
+            if self._interrupted is None:
                 raise
+            if not isinstance(error, self._interrupted):
+                if _led_to(self._interrupted, error):  # its cleaning up failed: it was interrupted all the same
+                    raise self._interrupted from error
+                raise
+            if not finished:
+                raise
+            self._thread = None  # it came as the body had returned: the job is done
         if self._interrupted is not None:
             self._swallow_pending()
         return result  # type: ignore[no-any-return]
@@ -191,6 +196,16 @@ class Run:
                 pass
         except Interrupt:
             return
+
+
+def _led_to(interrupt: type[BaseException], error: BaseException) -> bool:
+    """Whether an error was raised while an interrupt was handled."""
+    earlier = error.__cause__ or error.__context__
+    for _ in range(100):
+        if earlier is None or isinstance(earlier, interrupt):
+            break
+        earlier = earlier.__cause__ or earlier.__context__
+    return isinstance(earlier, interrupt)
 
 
 _current: ContextVar[Run | None] = ContextVar("callboard_run", default=None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -19,6 +19,7 @@ from dramatiq.middleware import SkipMessage
 from callboard.brokers.base import Broker
 from callboard.brokers.claim import ClaimedMessage, HookFailed
 from callboard.brokers.driver import Delivery
+from callboard.context import enter_run
 from callboard.store.base import Control
 from callboard.store.control import ControlWatch
 from callboard.worker.pace import AHEAD_MOST, Pace
@@ -95,7 +96,7 @@ class Worker:
         self.broker.emit_after("worker_boot", self)
 
     def stop(self, *, grace: float = 30.0) -> bool:
-        """Stop: see `callboard.worker.shutdown`.
+        """Stop: see `callboard.worker.shutdown`. A second call changes nothing.
 
         Args:
             grace: Seconds that running jobs have to finish.
@@ -104,6 +105,8 @@ class Worker:
             Whether every job that ran has finished, or was given back. If not, a job can't be reached, and
             only the end of the process ends it; its claim ends with it.
         """
+        if self._shutdown is not None:
+            return not any(thread.is_alive() for thread in self._runners)
         self._shutdown = Shutdown(
             self.broker, self, self._intake, self._work, self._claimer, self._runners, grace=grace
         )
@@ -199,7 +202,7 @@ class Worker:
             self._slots,
             self._pace,
         )
-        self.broker.emit_after("worker_thread_boot", threading.current_thread())
+        self._tell(self.broker.emit_after, "worker_thread_boot")
         message: ClaimedMessage | None
         while (message := work.get()) is not None:
             started = time.perf_counter()
@@ -216,7 +219,13 @@ class Worker:
                     slots.end(number)
                 pace.note(time.perf_counter() - started)
                 message = None  # an idle thread keeps no payload alive
-        self.broker.emit_before("worker_thread_shutdown", threading.current_thread())
+        self._tell(self.broker.emit_before, "worker_thread_shutdown")
+
+    def _tell(self, emit: Callable[..., None], signal: str) -> None:
+        try:
+            emit(signal, threading.current_thread())
+        except BaseException:
+            log.exception("a hook failed", signal=signal)
 
     def _process(self, message: ClaimedMessage) -> None:
         """Run one message between its hooks, and settle it. The steps and signals are Dramatiq's."""
@@ -243,6 +252,8 @@ class Worker:
     def _contain(self, message: ClaimedMessage, error: BaseException) -> None:
         """Something around the run failed that never should. The job comes again, if that can be had."""
         log.error("a run's surroundings failed", job_id=message.message_id, exc_info=error)
+        self.broker.running.pop(threading.get_ident(), None)
+        enter_run(None)
         try:
             if not message.settled:
                 message.disposition = HookFailed("worker", error)

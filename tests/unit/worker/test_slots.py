@@ -1,0 +1,47 @@
+"""What a dead process ran can be read from memory that it shared."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from callboard.worker.slots import SlotMemory
+
+
+def test_what_runs_is_there_until_it_ends() -> None:
+    slots = SlotMemory(processes=2, threads=3).of(1)
+    slots.start(0, "a-long-id-" + "x" * 100)
+    slots.start(2, "b")
+    assert slots.running() == ["a-long-id-" + "x" * 100, "b"]
+    slots.end(0)
+    slots.start(0, "c")
+    assert slots.running() == ["c", "b"]
+    slots.clear()
+    assert slots.running() == []
+
+
+def test_an_id_of_the_greatest_length_fits_and_leaves_the_neighbours_alone() -> None:
+    memory = SlotMemory(processes=2, threads=1)
+    memory.of(1).start(0, "neighbour")
+    memory.of(0).start(0, "x" * 128)
+    assert memory.of(0).running() == ["x" * 128]
+    assert memory.of(1).running() == ["neighbour"]
+
+
+def test_the_memory_outlives_a_process() -> None:
+    # In a process of its own: pytest's may have threads by now, and should not fork.
+    subprocess.run([sys.executable, "-W", "error", "-c", _DEATH], check=True, timeout=30)
+
+
+_DEATH = """
+import os, signal
+from callboard.worker.slots import SlotMemory
+
+memory = SlotMemory(processes=1, threads=2)
+pid = os.fork()
+if pid == 0:
+    memory.of(0).start(1, "running-when-it-died")
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(pid, 0)
+assert memory.of(0).running() == ["running-when-it-died"]
+"""
