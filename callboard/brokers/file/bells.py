@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import select
-import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -22,9 +21,6 @@ from callboard.brokers.file.schema import FIRST_WORKER, MAX_WORKERS
 _MASK = (
     32  # bytes; a queue's bit is its number modulo their bits, so a worker may be woken in vain, never missed
 )
-
-
-_BOARD_WATCH = 0.2  # seconds
 
 
 class Bell:
@@ -86,9 +82,8 @@ class Ringer:
     """Rings the bells of others."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = str(folder)
         self._board: _Board | None = None
-        self._look_again = 0.0  # when to look again whether there is a board
         self._next = 0
 
     def ring(self, queues: Collection[int], count: int) -> None:
@@ -103,16 +98,13 @@ class Ringer:
             if not board.wants(slot, queues):
                 continue
             board.write_flag(slot, False)
-            if _ring(self._folder / f"{slot + FIRST_WORKER}.bell"):
+            if _ring(f"{self._folder}/{slot + FIRST_WORKER}.bell"):
                 count -= 1
 
     def _find_board(self) -> _Board | None:
-        """The board, unless there has never been a worker, which is not asked at every send."""
-        now = time.monotonic()
-        if now >= self._look_again:
-            self._look_again = now + _BOARD_WATCH
-            with contextlib.suppress(FileNotFoundError):
-                self._board = _Board(self._folder)
+        """The board; None as long as there hasn't been any worker."""
+        with contextlib.suppress(FileNotFoundError):
+            self._board = _Board(self._folder)
         return self._board
 
     def _turn(self, slots: list[int]) -> list[int]:
@@ -126,7 +118,7 @@ class Ringer:
             board.close()
 
 
-def _ring(path: Path) -> bool:
+def _ring(path: str) -> bool:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -157,8 +149,8 @@ def set_up(folder: Path) -> None:
 class _Board:
     """The file of flags: a byte for each worker that says whether it waits, then the queues of each."""
 
-    def __init__(self, folder: Path) -> None:
-        self._fd = os.open(folder / "idle", os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self, folder: Path | str) -> None:
+        self._fd = os.open(f"{folder}/idle", os.O_RDWR | os.O_CLOEXEC)
 
     def waiting(self) -> list[int]:
         flags = os.pread(self._fd, MAX_WORKERS, 0)

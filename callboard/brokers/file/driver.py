@@ -21,6 +21,7 @@ from callboard.brokers.driver import (
     Outgoing,
     PutError,
     QueueCounts,
+    StoredMessage,
     WalkReport,
 )
 from callboard.brokers.file import messages, overview
@@ -166,21 +167,24 @@ class FileDriver(Driver):
         Raises:
             BrokerUnavailable
         """
-        self.writer.run(lambda connection: None, durable=False, until=_soon())  # so that there is a file
+        path = self.writer.path
+        if not self.writer.generation or not path.exists():
+            self.ping()  # makes the file
         try:
-            with closing(
-                sqlite3.connect(self.writer.path, timeout=_PATIENCE, isolation_level=None)
-            ) as connection:
+            with closing(sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)) as connection:
                 connection.execute("BEGIN")
                 return question(connection)
         except sqlite3.Error as error:
-            raise BrokerUnavailable(explain(error, self.writer.path)) from error
+            raise BrokerUnavailable(explain(error, path)) from error
 
     def queues(self) -> list[str]:
         return sorted(self._declared | set(self.read(overview.queues)))
 
     def counts(self, queues: Iterable[str]) -> dict[str, QueueCounts]:
         return self.read(lambda connection: overview.counts(connection, queues, time.time()))
+
+    def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
+        return self.read(lambda connection: overview.peek(connection, queue, limit))
 
     def locate(self, job_id: str) -> Location | None:
         return self.read(lambda connection: overview.locate(connection, job_id))

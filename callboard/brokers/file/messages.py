@@ -111,7 +111,9 @@ def rescue(connection: sqlite3.Connection, worker: int) -> list[int]:
 def trim(connection: sqlite3.Connection) -> None:
     """Give some of the file's room back to the disk, if there is much that isn't used."""
     if connection.execute("PRAGMA freelist_count").fetchone()[0] > _SPARE_PAGES:
-        for _ in range(_TRIMMED_AT_ONCE):  # Python's sqlite3 takes but one step of this pragma, which is a page
+        for _ in range(
+            _TRIMMED_AT_ONCE
+        ):  # Python's sqlite3 takes but one step of this pragma, which is a page
             connection.execute("PRAGMA incremental_vacuum(1)")
 
 

@@ -8,7 +8,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterable
 
-from callboard.brokers.driver import Location, QueueCounts
+from callboard.brokers.driver import Location, QueueCounts, StoredMessage
 from callboard.brokers.file.schema import NOBODY, first_id, last_id, microseconds, queue_of
 
 
@@ -63,6 +63,18 @@ def _consumers(connection: sqlite3.Connection) -> dict[str, int]:
         for name in json.loads(listed):
             found[name] = found.get(name, 0) + 1
     return found
+
+
+def peek(connection: sqlite3.Connection, name: str, limit: int) -> list[StoredMessage]:
+    """The first messages of a queue that nobody has claimed."""
+    row = connection.execute("SELECT id FROM queues WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return []
+    rows = connection.execute(
+        f"SELECT headers, body FROM messages WHERE id BETWEEN ? AND ? AND claim = {NOBODY} ORDER BY id LIMIT ?",
+        (first_id(row[0]), last_id(row[0]), limit),
+    )
+    return [StoredMessage(name, body, headers) for headers, body in rows]
 
 
 def locate(connection: sqlite3.Connection, job_id: str) -> Location | None:

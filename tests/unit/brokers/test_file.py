@@ -633,3 +633,45 @@ def test_a_worker_that_has_no_room_does_not_swallow_the_ring_for_another(driver:
     driver.close()
     for thread in threads:
         thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize("act", ["put", "move", "give_back", "close", "vanish"])
+def test_a_waiting_worker_is_woken_rather_than_looking_by_itself(driver: FileDriver, act: str) -> None:
+    late: list[float] = []
+    for n in range(5):
+        other = driver.open_intake(options("mail.low", worker=f"other-{n}"))
+        if act != "put":
+            driver.put([message(n, "mail.low")], deadline=PATIENCE)
+            (held,) = other.fetch(1, PATIENCE)
+            other.pause(frozenset({"mail.low"}))
+        waiting = driver.open_intake(options("mail.low", worker=f"waiting-{n}"))
+        came: list[float] = []
+
+        def wait(waiting: Intake = waiting, came: list[float] = came) -> None:
+            (delivery,) = waiting.fetch(1, PATIENCE)
+            came.append(time.monotonic())
+            waiting.ack(delivery)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        wait_until((driver.workers_folder / "idle").exists)
+        board = bells._Board(driver.workers_folder)
+        wait_until(lambda: len(board.waiting()) == 1)  # noqa: B023
+        board.close()
+        start = time.monotonic()
+        match act:
+            case "put":
+                driver.put([message(n, "mail.low")], deadline=PATIENCE)
+            case "move":
+                other.move(held, message(n, "mail.low"))
+            case "give_back":
+                other.give_back([held])
+            case "close":
+                other.close()
+            case "vanish":
+                vanish(other)
+        thread.join(PATIENCE)
+        late.append(came[0] - start)
+        waiting.close()
+        other.close()
+    assert sorted(late)[2] < 0.4  # by itself it looks once a second, and for the dead four times
