@@ -409,6 +409,46 @@ def test_a_queue_in_the_name_of_another_gets_no_foreign_delays(driver: RabbitmqD
     assert hand.fetch(1, 0.3) == []
 
 
+# -- the prefetch
+
+
+def test_a_worker_that_takes_its_time_leaves_the_rest_to_others(open_driver: Open) -> None:
+    slow, free = open_driver(), open_driver()
+    slow.put([message(n) for n in range(50)], deadline=10.0)
+    hoarder = intake(slow, "mail.high", budget=100)
+    held = take(hoarder, 2)  # the other 48 are here, too
+    others = intake(free, "mail.high", budget=100)
+    came = take(others, 47)
+    assert not set(numbers(held)) & set(numbers(came))
+    assert all(hoarder.holds(delivery) for delivery in held)
+
+
+def test_the_prefetch_grows_again_when_work_is_short(driver: RabbitmqDriver) -> None:
+    hand = intake(driver, "mail.high", budget=100)
+    driver.put([message(n) for n in range(50)], deadline=10.0)
+    (first,) = take(hand, 1)
+    lane = hand._lanes["mail.high"]  # type: ignore[attr-defined]
+    eventually(lambda: lane.prefetch == 1)
+    hand.ack(first)
+    assert sorted(numbers(take(hand, 49))) == list(range(1, 50))
+    assert lane.prefetch >= 16
+
+
+def test_no_more_is_held_than_the_budget_while_the_prefetch_grows(driver: RabbitmqDriver) -> None:
+    hand = intake(driver, "mail.high", budget=20)
+    driver.put([message(n) for n in range(100)], deadline=10.0)
+    held = take(hand, 1)
+    lane = hand._lanes["mail.high"]  # type: ignore[attr-defined]
+    eventually(lambda: lane.prefetch == 1)
+    most = 0
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        held += hand.fetch(100, 0.05)
+        most = max(most, len(lane.hold.unacked))
+    assert most <= 20
+    assert len(held) == len(set(numbers(held)))
+
+
 # -- walks
 
 

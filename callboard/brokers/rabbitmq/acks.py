@@ -21,6 +21,10 @@ class Unacked:
         """How many the server counts against the prefetch."""
         return len(self._tags)
 
+    def count_from(self, first: int) -> int:
+        """How many there are from a tag on."""
+        return sum(tag >= first for tag in self._tags)
+
     def delivered(self, tag: int) -> None:
         self._tags[tag] = None
 

@@ -5,6 +5,10 @@ with those that wait; `fetch` takes it out. It is let go by an ack, which is gat
 for a millisecond or two, or by a give-back. When its channel closes first, RabbitMQ gives it to somebody
 else: if it wasn't fetched yet it is dropped here, and otherwise its ack will be.
 
+The prefetch begins at the queue's share of the budget. What nobody has fetched for a while goes back to the
+server, where a free worker finds it, and the prefetch shrinks to what was fetched in that time; it grows again
+when `fetch` waits and the prefetch is what keeps it waiting. So short jobs flow, and long ones aren't hoarded.
+
 What lands in the ladder's `unroutable` queue, because its destination was deleted while it waited, is
 forwarded by every intake on the side.
 """
@@ -35,6 +39,8 @@ log = structlog.get_logger(__name__)
 MOVE_DEADLINE = 5.0
 #: Seconds for which an ack may wait for others.
 _GATHER = 0.002
+#: Seconds after which a delivery that nobody has fetched goes back.
+_STALE = 0.25
 _FORWARDED_AT_ONCE = 20
 _FORWARD_PAUSE = 5.0  # seconds, before a delayed job that can't be forwarded is tried again
 _LARGEST_PREFETCH = 65_535  # 16 bits
@@ -46,9 +52,10 @@ _SETTLE = 1.0
 class Claim:
     """A delivery's token: the channel that it came through, and its number there."""
 
-    __slots__ = ("hold", "let_go", "tag")
+    __slots__ = ("arrived", "hold", "let_go", "tag")
 
     def __init__(self, hold: Hold, tag: int) -> None:
+        self.arrived = time.monotonic()
         self.hold = hold
         self.tag = tag
         self.let_go = False
@@ -73,9 +80,10 @@ class RabbitmqIntake(Intake):
         self._woken = False
         self._acks: deque[Claim] = deque()
         self._returns: deque[Claim] = deque()
-        share = share_of(options.budget, len(set(options.queues)))
-        #: As many acks make the server wait for room in the prefetch if they aren't sent soon.
-        self._enough = max(1, share // 4)
+        self._budget = options.budget
+        self._share = share_of(options.budget, len(set(options.queues)))
+        self._is_watching = False  # a look for what is stale is due
+        self._has_shrunk = False  # some queue has less than its share
         self._kicked = False  # the link's thread is asked to settle now
         self._gathering = False  # it will, in a moment
         self._touched: set[Hold] = set()  # channels with acks to send
@@ -93,7 +101,7 @@ class RabbitmqIntake(Intake):
             self._link,
             name,
             declare=lambda: declare_queue(name, arguments_of(queue)),
-            prefetch=share_of(options.budget, len(set(options.queues))),
+            prefetch=self._share,
             receive=partial(self._receive, queue),
             paused=queue in options.paused,
             settled=lambda: self._lane_settled(queue),
@@ -125,6 +133,8 @@ class RabbitmqIntake(Intake):
             while not found and not self._woken and (left := until - time.monotonic()) > 0:
                 found = self._waiting.take(limit)
                 if not found:
+                    if self._has_shrunk:
+                        self._link.call(self._grow)
                     self._arrived.wait(left)
             self._is_fetching = self._woken = False
         return found or self._waiting.take(limit)
@@ -146,7 +156,7 @@ class RabbitmqIntake(Intake):
         claim.let_go = True
         self._acks.append(claim)
         # To wake the link's thread costs more than all the rest of an ack.
-        if len(self._acks) >= self._enough:
+        if len(self._acks) >= claim.hold.enough:
             self._settle_soon()
         elif not self._gathering:
             self._gathering = True
@@ -198,7 +208,7 @@ class RabbitmqIntake(Intake):
         return [*self._lanes.values(), self._unroutable]
 
     def _up(self, _: Stream) -> None:
-        self._kicked = self._gathering = False
+        self._kicked = self._gathering = self._is_watching = False
         for lane in self._all_lanes():
             lane.open()
 
@@ -218,6 +228,9 @@ class RabbitmqIntake(Intake):
         hold, tag, redelivered, _, properties, body = arrival
         delivery = Delivery(queue, body, properties.headers, Claim(hold, tag), redelivered)
         self._waiting.add(delivery, properties.since)
+        if not self._is_watching:
+            self._is_watching = True
+            self._link.later(_STALE, self._watch)
         if self._is_fetching:
             with self._arrived:
                 self._arrived.notify()
@@ -260,6 +273,32 @@ class RabbitmqIntake(Intake):
             left += 1
             hold.sync(one_done)
         one_done()
+
+    def _watch(self) -> None:
+        """Give back what has become stale, and ask for less of its kind."""
+        for queue in self._waiting.left_since(time.monotonic() - _STALE):
+            lane = self._lanes[queue]
+            wanted = max(1, lane.hold.fetched // 2) if lane.hold is not None else self._share
+            if wanted < lane.prefetch:
+                lane.resize(wanted)
+                self._give_back_unfetched({queue})
+                self._has_shrunk = True
+        for lane in self._lanes.values():
+            if lane.hold is not None:
+                lane.hold.fetched = 0
+        self._is_watching = bool(self._waiting)
+        if self._is_watching:
+            self._link.later(_STALE, self._watch)
+
+    def _grow(self) -> None:
+        """Somebody waits: ask for more where the prefetch is the reason, as far as the budget goes."""
+        held = sum(len(lane.hold.unacked) for lane in self._lanes.values() if lane.hold is not None)
+        for lane in self._lanes.values():
+            more = min(2 * lane.prefetch, self._share, self._budget - held)
+            if lane.prefetch < more and lane.is_full:
+                held += more
+                lane.resize(more)
+        self._has_shrunk = any(lane.prefetch < self._share for lane in self._lanes.values())
 
     def _pause(self, queues: frozenset[str]) -> None:
         for queue, lane in self._lanes.items():

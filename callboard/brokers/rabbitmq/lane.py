@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 #: Seconds that a message may stay unacked. RabbitMQ 3.12 and later take it; before, the server's setting holds.
 CONSUMER_TIMEOUT = 24 * 3600
 
+_ON_ITS_WAY = 0.01  # seconds that an ack takes, and what it makes room for
 _LONGEST_PAUSE = 10.0
 _REFUSED_PAUSE = 30.0  # when the queue exists with other arguments
 
@@ -42,13 +43,29 @@ _REFUSED_PAUSE = 30.0  # when the queue exists with other arguments
 class Hold:
     """A channel while it is open, and what is claimed through it."""
 
-    __slots__ = ("_syncing", "channel", "is_open", "stream", "unacked")
+    __slots__ = (
+        "_acked",
+        "_acked_at",
+        "_syncing",
+        "channel",
+        "enough",
+        "fetched",
+        "is_open",
+        "last_tag",
+        "stream",
+        "unacked",
+    )
 
     def __init__(self, channel: Any, stream: Stream) -> None:
         self.channel: Channel = channel
         self.stream = stream
         self.is_open = True
         self.unacked = Unacked()
+        self.last_tag = 0
+        #: With so many acks unsent the server may already wait for room in the prefetch.
+        self.enough = 1
+        self.fetched = 0  # how many of its deliveries were fetched since somebody set this to 0
+        self._acked, self._acked_at = 0, 0.0
         self._syncing: deque[Callable[[], None]] = deque()
 
     def is_good(self) -> bool:
@@ -63,10 +80,18 @@ class Hold:
         """Send a round of acks; the last one leaves none over."""
         if not self.is_open or not self.channel.is_open:
             return
+        before = len(self.unacked)
         acks = self.unacked.acks(last=last)
         if acks:
+            self._acked = self.just_acked + before - len(self.unacked)
+            self._acked_at = time.monotonic()
             number = self.channel.channel_number
             self.stream.write(b"".join(frames.ack(number, tag, multiple=multiple) for tag, multiple in acks))
+
+    @property
+    def just_acked(self) -> int:
+        """How many acks may not have reached the server yet."""
+        return self._acked if time.monotonic() - self._acked_at < _ON_ITS_WAY else 0
 
     def sync(self, done: Callable[[], None]) -> None:
         """Call `done` when RabbitMQ has read all that was sent on this channel, or when the channel is gone."""
@@ -139,6 +164,7 @@ class Lane:
         self._channel: Any = None  # open, or opening
         self._consumer: str | None = None
         self._granted = 0  # the prefetch that the consumer was made with
+        self._first_tag = 0  # the first that this consumer can deliver
         self._failures = 0
         self._stopped = False
         self._opening = 0  # numbers the attempts to open, so that a late answer to an earlier one is ignored
@@ -162,9 +188,19 @@ class Lane:
         self._tend()
 
     def resize(self, prefetch: int) -> None:
-        """Change how many messages may be unacked, by consuming anew: RabbitMQ can't grow a consumer's window."""
+        """Change how many messages may be unacked, by consuming anew: RabbitMQ can't change a consumer's window.
+
+        What is unacked already doesn't count against the new one.
+        """
         self.prefetch = prefetch
         self._tend()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the prefetch is what keeps messages from coming."""
+        if self.hold is None or self._busy or not self._consumer:
+            return False
+        return self.hold.unacked.count_from(self._first_tag) + self.hold.just_acked >= self._granted
 
     def stop(self) -> None:
         """Consume no more; the channel stays for the acks."""
@@ -293,6 +329,7 @@ class Lane:
         self, hold: Hold, tag: int, redelivered: bool, key: bytes, properties: Properties, body: bytes
     ) -> None:
         hold.unacked.delivered(tag)
+        hold.last_tag = tag
         if self.paused or self._stopped:
             hold.give_back(tag)  # it was on its way when the consumer was cancelled
         else:

@@ -53,8 +53,19 @@ class Waiting:
                 delivery = heappop(min(filled) if oldest_turn else filled[0])[2]
                 if delivery.token.hold.is_open:  # otherwise it is somebody else's by now
                     self._taken += 1
+                    delivery.token.hold.fetched += 1
                     found.append(delivery)
         return found
+
+    def left_since(self, moment: float) -> set[str]:
+        """The queues of deliveries that came before a moment of the monotonic clock and are still here."""
+        with self._lock:
+            return {
+                delivery.queue
+                for heap in self._heaps.values()
+                for _, _, delivery in heap
+                if delivery.token.arrived < moment
+            }
 
     def remove(self, queues: Collection[str]) -> list[Delivery]:
         """Take out what came from these queues, oldest first."""

@@ -10,11 +10,13 @@ from callboard.brokers.rabbitmq.waiting import Waiting
 @dataclass
 class Hold:
     is_open: bool = True
+    fetched: int = 0
 
 
 @dataclass
 class Token:
     hold: Hold = field(default_factory=Hold)
+    arrived: float = 0.0
 
 
 def delivery(queue: str, number: int, token: Token | None = None) -> Delivery:
@@ -77,3 +79,20 @@ def test_what_is_removed_is_not_taken() -> None:
         waiting.add(delivery(f"{'ab'[number % 2]}.high", number), number + 1)
     assert numbers(waiting.remove({"a.high"})) == [0, 2, 4]
     assert numbers(waiting.take(9)) == [1, 3, 5]
+
+
+def test_what_nobody_fetches_is_found_by_when_it_came() -> None:
+    waiting = Waiting()
+    waiting.add(delivery("a.high", 1, Token(arrived=10.0)), 5)
+    waiting.add(delivery("b.high", 2, Token(arrived=20.0)), 1)
+    assert waiting.left_since(15.0) == {"a.high"}
+    waiting.take(2)
+    assert waiting.left_since(30.0) == set()
+
+
+def test_each_channel_knows_how_many_of_its_deliveries_were_fetched() -> None:
+    waiting, one, other = Waiting(), Token(), Token()
+    for number, token in enumerate([one, one, other]):
+        waiting.add(delivery("a.high", number, token), number + 1)
+    waiting.take(2)
+    assert (one.hold.fetched, other.hold.fetched) == (2, 0)
