@@ -36,7 +36,11 @@ def options(
     module: Annotated[
         str,
         typer.Option(
-            "--module", "-m", envvar="CALLBOARD_MODULE", help="The module with the application's broker."
+            "--module",
+            "-m",
+            metavar="NAME",
+            envvar="CALLBOARD_MODULE",
+            help="The module with the application's broker.",
         ),
     ] = "broker",
     version: Annotated[

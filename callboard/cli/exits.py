@@ -36,7 +36,7 @@ _MEANINGS = {
     ExitCode.AWAY: "the broker or the store can't be reached or written; nothing was queued",
     ExitCode.REFUSED: "refused: the payload doesn't fit, or the job's state doesn't allow it",
     ExitCode.MISCONFIGURED: "a setting is wrong, or the application can't be loaded",
-    ExitCode.UNSUCCESSFUL: "the watched job ended, and not as succeeded",
+    ExitCode.UNSUCCESSFUL: "the watched job ended otherwise than succeeded, or not in time",
     ExitCode.FATE_UNKNOWN: "the job may or may not be queued",
     ExitCode.BUG: "an error that nobody foresaw",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",

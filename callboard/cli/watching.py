@@ -41,8 +41,6 @@ def watch(
         end = None if timeout is None else time.monotonic() + timeout
         with watcher:
             record = _follow(operations, job_id, watcher, end)
-    if not record.state.is_end:
-        raise typer.Exit(ExitCode.NOT_FOUND)
     if record.state is not State.SUCCEEDED:
         raise typer.Exit(ExitCode.UNSUCCESSFUL)
 

@@ -272,7 +272,7 @@ def test_watch_shows_each_change(
 def test_watch_gives_up(callboard: Callboard, deliver: Any) -> None:
     job_id = deliver.send(to="x").message_id
 
-    assert callboard("jobs", "watch", job_id, "--timeout", "0").code == ExitCode.NOT_FOUND
+    assert callboard("jobs", "watch", job_id, "--timeout", "0").code == ExitCode.UNSUCCESSFUL
 
 
 # -- dead ------------------------------------------------------------------------------------------------
