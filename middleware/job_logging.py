@@ -35,7 +35,7 @@ class JobLogging(Middleware):
             elif disposition.state is State.SNOOZED:
                 line.info("job snoozed", reason=disposition.reason)
         elif isinstance(disposition, Die):
-            line.error("job dead", reason=disposition.reason, traceback=disposition.traceback or None)
+            line.error("job dead", reason=disposition.reason, exception=disposition.traceback or None)
         elif isinstance(disposition, GiveBack):
             line.info("job given back, the attempt doesn't count")
         elif isinstance(disposition, Drop):
