@@ -119,7 +119,7 @@ class FileIntake(Intake):
         else:
             return
         if next_due is None:
-            self._writer.run(messages.trim, durable=False, until=time.monotonic() + _TRANSACTION)
+            self._writer.shrink(until=time.monotonic() + _TRANSACTION)
 
     def _claim(self, limit: int) -> tuple[list[Delivery], float | None]:
         """Apply the acks and claim what there is room for, in one transaction."""

@@ -16,8 +16,6 @@ from callboard.brokers.file.schema import (
 
 Row = tuple[int, int, bytes, bytes]  # id, redelivered, headers, body
 
-_SPARE_PAGES = 4096  # 16 MB
-_TRIMMED_AT_ONCE = 2000  # pages; some 20 ms
 _PROMOTED_AT_ONCE = 500  # of one queue, so that nobody waits long for the transaction
 
 
@@ -106,15 +104,6 @@ def rescue(connection: sqlite3.Connection, worker: int) -> list[int]:
     ).fetchall()
     connection.executemany(f"UPDATE messages SET claim = {NOBODY}, redelivered = 1 WHERE id = ?", rows)
     return [id_ for (id_,) in rows]
-
-
-def trim(connection: sqlite3.Connection) -> None:
-    """Give some of the file's room back to the disk, if there is much that isn't used."""
-    if connection.execute("PRAGMA freelist_count").fetchone()[0] > _SPARE_PAGES:
-        for _ in range(
-            _TRIMMED_AT_ONCE
-        ):  # Python's sqlite3 takes but one step of this pragma, which is a page
-            connection.execute("PRAGMA incremental_vacuum(1)")
 
 
 def promote(connection: sqlite3.Connection, queue: int, moment: int, now: float) -> None:

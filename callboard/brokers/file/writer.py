@@ -26,6 +26,9 @@ from callboard.errors import BrokerUnavailable
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
+_SPARE_PAGES = 4096  # 16 MB
+_CHEAP_PAGES = 2048  # 8 MB; they are written anew in some 20 ms
+
 
 class NotWritten(BrokerUnavailable):
     """Nothing was written. The text says why."""
@@ -73,6 +76,7 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
         self._durable = True
+        self._shrinks = False
         self._lock_file: TurnLock | None = None
         self._closed = False
         #: Grows whenever another file is opened, so that what was remembered of the last is forgotten.
@@ -171,6 +175,16 @@ class Writer:
             make_folder(self.folder)
             return TurnLock(path)
 
+    def shrink(self, *, until: float) -> None:
+        """Give unused room in the file back to the disk, if that is most of it and so costs little.
+
+        Raises:
+            NotWritten, MaybeWritten
+        """
+        self._shrinks = self.run(_is_mostly_spare, durable=False, until=until)
+        if self._shrinks:
+            self.run(lambda connection: None, durable=False, until=until)
+
     def _gather(self, batch: _Batch) -> None:
         with self._mutex:
             batch.entries.extend(self._queue)
@@ -180,6 +194,10 @@ class Writer:
         entries = batch.entries
         try:
             batch.connection = connection = self._open()
+            if self._shrinks:
+                self._shrinks = False
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint")
             self._begin(connection, any(entry.durable for entry in entries), until)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
@@ -330,6 +348,12 @@ class _Batch:
                 return
             for entry in self.entries:
                 entry.done = True
+
+
+def _is_mostly_spare(connection: sqlite3.Connection) -> bool:
+    pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
+    spare: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    return spare > _SPARE_PAGES and pages - spare < _CHEAP_PAGES
 
 
 _inherited: list[sqlite3.Connection] = []

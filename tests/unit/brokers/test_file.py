@@ -129,18 +129,23 @@ def test_the_log_does_not_grow_without_end(driver: FileDriver, folder: Path) -> 
 
 def test_the_file_shrinks_when_it_has_been_emptied(driver: FileDriver, folder: Path) -> None:
     driver.put([Outgoing("mail.high", bytes(4000), "job") for _ in range(10_000)], deadline=PATIENCE)
+    driver.put([message(1, "mail.low")], deadline=PATIENCE)
     driver.purge("mail.high")
-
-    def size() -> int:
-        pages: int = ask(driver, "PRAGMA page_count")[0][0]  # type: ignore[assignment]
-        return pages * 4096
-
-    full = size()
-    assert full > 40_000_000
+    assert (folder / "queue.db").stat().st_size > 20_000_000
     until = time.monotonic() + PATIENCE
-    for _ in range(10):
-        driver.writer.run(messages.trim, durable=False, until=until)
-    assert size() < full / 2
+    driver.writer.shrink(until=until)
+    assert (folder / "queue.db").stat().st_size < 1_000_000
+    assert numbers(driver.open_intake(options("mail.low")).fetch(10, 0.0)) == [1]
+
+
+def test_a_waiting_worker_shrinks_the_file(driver: FileDriver, folder: Path) -> None:
+    driver.put([Outgoing("mail.high", bytes(4000), "job") for _ in range(6_000)], deadline=PATIENCE)
+    driver.purge("mail.high")
+    intake = driver.open_intake(options())
+    end = time.monotonic() + PATIENCE
+    while ask(driver, "PRAGMA page_count")[0][0] > 250:  # type: ignore[operator]
+        assert time.monotonic() < end
+        intake.fetch(1, 1.5)
 
 
 def test_a_file_that_was_removed_is_made_again(driver: FileDriver, folder: Path) -> None:
