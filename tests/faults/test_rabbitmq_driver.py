@@ -166,6 +166,22 @@ def test_a_channel_that_the_server_closes_takes_no_neighbour_with_it(
     eventually(lambda: ready(driver) + ready(driver, "mail.low") == 0)
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_error_of_our_own_in_the_connection_thread_costs_a_reconnect_and_no_more(
+    open_driver: Open, amqp_url: str, guarded: bool
+) -> None:
+    driver = open_driver(amqp_url)
+    hand = intake(driver, "mail.high")
+    driver.put([message(1)], deadline=10.0)
+    (held,) = take(hand, 1)
+    for link in (driver._publisher.link, hand.link):  # type: ignore[attr-defined]
+        run = link.call if guarded else link._loop.add_callback_threadsafe
+        run(lambda: 1 / 0)
+    eventually(lambda: not hand.holds(held))
+    driver.put([message(2)], deadline=10.0)
+    assert sorted(numbers(take(hand, 2))) == [1, 2]
+
+
 # -- queues that go
 
 

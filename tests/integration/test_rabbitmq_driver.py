@@ -197,6 +197,40 @@ def test_making_a_driver_connects_to_nothing(open_driver: Open) -> None:
     assert threading.active_count() == threads
 
 
+@pytest.fixture
+def humble_url(rabbitmq: PrivateRabbitmq, amqp_url: str) -> Iterator[str]:
+    """The URL of a user who may publish and consume, and configure nothing."""
+    parts = urlsplit(amqp_url)
+    rabbitmq.ctl("add_user", "humble", "secret")
+    rabbitmq.ctl("set_permissions", "--vhost", parts.path[1:], "humble", "^$", ".*", ".*")
+    yield f"amqp://humble:secret@{parts.hostname}:{parts.port}{parts.path}"
+    rabbitmq.ctl("delete_user", "humble")
+
+
+def test_a_user_who_may_not_configure_uses_what_is_there(
+    open_driver: Open, driver: RabbitmqDriver, humble_url: str
+) -> None:
+    driver.put([message(1), message(2, delay=0.1)], deadline=5.0)
+    humble = open_driver(humble_url)
+    humble.put([message(3), message(4, delay=0.2)], deadline=5.0)
+    assert sorted(numbers(take(intake(humble, "mail.high"), 4))) == [1, 2, 3, 4]
+    with pytest.raises(
+        PutError, match=r"'mail\.low' doesn't exist in RabbitMQ, and our user may not create it"
+    ):
+        humble.put([message(5, "mail.low")], deadline=5.0)
+
+
+def test_a_user_who_may_not_publish_is_told_so_at_the_deadline(
+    open_driver: Open, driver: RabbitmqDriver, rabbitmq: PrivateRabbitmq, amqp_url: str, humble_url: str
+) -> None:
+    driver.put([message(1)], deadline=5.0)
+    rabbitmq.ctl("set_permissions", "--vhost", urlsplit(amqp_url).path[1:], "humble", "^$", "^$", ".*")
+    humble = open_driver(humble_url)
+    with pytest.raises(PutError, match="doesn't permit this to 'humble'"):
+        humble.put([message(2)], deadline=1.0)
+    assert ready(driver, "mail.high") == 1
+
+
 # -- connections
 
 
@@ -398,6 +432,26 @@ def test_a_delayed_job_whose_queue_was_deleted_meanwhile_still_arrives(
     hand = intake(driver, "mail.high", "mail.low")
     assert {delivery.headers for delivery in take(hand, 2)} == {b"h1", b"h2"}
     eventually(lambda: ready(driver, "callboard.delay.unroutable") == 0)
+
+
+def test_a_queue_that_was_deleted_is_bound_to_the_ladder_again(open_driver: Open, amqp_url: str) -> None:
+    producer, worker = open_driver(), open_driver()
+    producer.put([message(1, delay=0.1)], deadline=5.0)
+    hand = intake(worker, "mail.high")
+    take(hand, 1)
+    with plain_channel(amqp_url) as channel:
+        channel.queue_delete("mail.high")
+    eventually(lambda: worker.counts(["mail.high"])["mail.high"].consumers == 1)
+
+    def finds_no_queue() -> bool:
+        """A delayed job of the producer, who knows nothing of the deletion."""
+        with structlog.testing.capture_logs() as logs:
+            producer.put([message(2, delay=0.1)], deadline=5.0)
+            take(hand, 1)
+        return any(entry["event"] == "rabbitmq_delayed_job_found_no_queue" for entry in logs)
+
+    assert finds_no_queue()
+    eventually(lambda: not finds_no_queue())
 
 
 def test_a_queue_in_the_name_of_another_gets_no_foreign_delays(driver: RabbitmqDriver) -> None:

@@ -25,10 +25,11 @@ import structlog
 
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.rabbitmq.address import Address
+from callboard.brokers.rabbitmq.batch import Batch
 from callboard.brokers.rabbitmq.delays import Ladder, destination_of
 from callboard.brokers.rabbitmq.lane import Arrival, Hold, Lane
 from callboard.brokers.rabbitmq.link import Link
-from callboard.brokers.rabbitmq.publisher import Batch, Publisher
+from callboard.brokers.rabbitmq.publisher import Publisher
 from callboard.brokers.rabbitmq.stream import Stream
 from callboard.brokers.rabbitmq.topology import arguments_of, declare_queue, named
 from callboard.brokers.rabbitmq.waiting import Waiting
@@ -325,6 +326,7 @@ class RabbitmqIntake(Intake):
         log.warning("rabbitmq_delayed_job_found_no_queue", queue=queue, job_id=job_id)
         outgoing = Outgoing(queue, arrival.body, job_id, arrival.properties.headers)
         claim = Claim(arrival.hold, arrival.tag)
+        self._publisher.restore(queue)
         try:
             self._publisher.submit([outgoing], lambda batch: self._forwarded(batch, claim))
         except PutError:  # closed: the whole process is about to end

@@ -12,11 +12,9 @@ the connection is its parent's.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +23,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ConnectionWrongStateError
 
+from callboard.brokers.rabbitmq import forks
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.outage import explain, is_refusal
 from callboard.brokers.rabbitmq.script import Performance, Script
@@ -83,7 +82,7 @@ class Link:
         self._forgotten = False
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name=f"callboard {name}", daemon=True)
-        _track(self)
+        forks.track(self)
 
     # -- from any thread -----------------------------------------------------------------------------------
 
@@ -161,12 +160,9 @@ class Link:
         """Start a script; `done` is called with (result, None) or (None, error)."""
         Performance(script, self._open_channel, done).start()
 
-    def later(self, seconds: float, work: Callable[[], object]) -> object:
-        """Run something after a while; the answer can be given to `never_mind`."""
-        return self._loop.call_later(seconds, lambda: self._guard(work))
-
-    def never_mind(self, timer: object) -> None:
-        self._loop.remove_timeout(timer)
+    def later(self, seconds: float, work: Callable[[], object]) -> None:
+        """Run something after a while."""
+        self._loop.call_later(seconds, lambda: self._guard(work))
 
     def _open_channel(self, opened: Callable[[Channel], None]) -> Channel:
         if self.stream is None:
@@ -288,8 +284,10 @@ class Link:
             self.later(random.uniform(0, _FIRST_PAUSE), self._connect)  # noqa: S311  no secret
 
     def _note_outage(self, error: BaseException) -> None:
+        if self._closing:
+            return
         self.outage = self.explain(error)
-        if self._away_since is None and not self._closing:
+        if self._away_since is None:
             self._away_since = time.monotonic()
             log.warning("rabbitmq_is_away", reason=self.outage, connection=self.name)
 
@@ -335,23 +333,6 @@ class Link:
         if self._stream is not None:
             self._stream.let_go()
         let_go_of_loop(self._loop)
-
-
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
-_hooked: list[bool] = []
-
-
-def _track(link: Link) -> None:
-    if not _hooked:
-        _hooked.append(True)
-        os.register_at_fork(after_in_child=_forget_all)
-    _links.add(link)
-
-
-def _forget_all() -> None:
-    for link in list(_links):
-        link.forget()
-    _links.clear()
 
 
 def _quiet_pika() -> None:

@@ -11,10 +11,8 @@ written is "unknown".
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -24,8 +22,9 @@ from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
 from callboard.brokers.driver import Outgoing, PutError
-from callboard.brokers.rabbitmq import frames
+from callboard.brokers.rabbitmq import forks, frames
 from callboard.brokers.rabbitmq.address import Address
+from callboard.brokers.rabbitmq.batch import Batch, Entry
 from callboard.brokers.rabbitmq.delays import Ladder
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
@@ -44,85 +43,7 @@ _LEAST_PAUSE = 0.02  # seconds, before a refused message is written again
 # consumers of the old quorum queue on the new one, where they are given messages that never reach anybody.
 _AFTER_A_DELETION = 0.3
 _MOST_RETURNS = 5
-
-
-class Entry:
-    """One message on its way."""
-
-    __slots__ = ("batch", "confirmed", "lost", "message", "refusals", "returned", "written")
-
-    def __init__(self, batch: Batch, message: Outgoing) -> None:
-        self.batch = batch
-        self.message = message
-        self.written = False  # to this connection, and no answer yet
-        self.lost = False  # it was written to a connection that went without an answer
-        self.returned = False
-        self.refusals = 0
-        self.confirmed = False
-
-    @property
-    def may_be_queued(self) -> bool:
-        return self.written or self.lost
-
-
-class Batch:
-    """The messages of one `put`, and what became of them."""
-
-    __slots__ = (
-        "_left",
-        "_settled",
-        "abandoned",
-        "entries",
-        "failed",
-        "has_turn",
-        "on_settled",
-        "problem",
-        "waiting",
-    )
-
-    def __init__(
-        self, messages: Sequence[Outgoing], on_settled: Callable[[Batch], None] | None = None
-    ) -> None:
-        self.entries = [Entry(self, message) for message in messages]
-        self.waiting = deque(self.entries)
-        self.failed = False
-        self.problem = ""
-        self.abandoned = False  # its sender has stopped waiting
-        self.has_turn = True  # it stands in the publisher's line
-        self.on_settled = on_settled
-        self._left = len(self.entries)
-        self._settled = threading.Lock()
-        if self._left:
-            self._settled.acquire()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether all messages were settled in time."""
-        return self._settled.acquire(timeout=max(0.0, seconds))
-
-    @property
-    def is_safe(self) -> bool:
-        """Whether all of it is confirmed. Ask when it is settled."""
-        return not self.failed
-
-    # The rest is called in the link's thread only.
-
-    def confirm(self, entry: Entry) -> None:
-        entry.confirmed = True
-        self._settle_one()
-
-    def fail(self, entry: Entry, problem: str) -> None:
-        """Trying again won't help this message."""
-        self.problem = problem
-        self.failed = True
-        entry.written = False
-        self._settle_one()
-
-    def _settle_one(self) -> None:
-        self._left -= 1
-        if not self._left:
-            self._settled.release()
-            if self.on_settled is not None:
-                self.on_settled(self)
+_RESTORE_PAUSE = 10.0  # seconds between two restorations of a queue's binding
 
 
 class Publisher:
@@ -139,10 +60,11 @@ class Publisher:
         self._namespace = namespace
         self._name = name
         self._ladder = Ladder(namespace)
-        self._reset()
-        _track(self)
+        self.forget()
+        forks.track(self)
 
-    def _reset(self) -> None:
+    def forget(self) -> None:
+        """Begin anew. In a forked child the connection is the parent's, and whoever waited for it isn't here."""
         self._lock = threading.Lock()  # between marking as written and reading what was
         self._link: Link | None = None
         self._closed = False
@@ -155,6 +77,7 @@ class Publisher:
         self._interruptions = 0  # since a message was confirmed
         self._undeclared: dict[tuple[str, bool], list[Entry]] = {}
         self._to_declare: list[tuple[str, bool]] = []
+        self._restored: dict[str, float] = {}  # queue -> when, by the monotonic clock
 
     def _forget_channel(self) -> None:
         self._channel: Channel | None = None  # open, or opening
@@ -213,6 +136,11 @@ class Publisher:
             self._kicked = True
             link.call(self._pump)
         return batch
+
+    def restore(self, queue: str) -> None:
+        """Let the ladder end in a queue again: the queue was deleted, and its binding with it."""
+        if not self._closed:
+            self.link.call(lambda: self._restore(queue))
 
     def close(self) -> None:
         """Say goodbye. May be called twice."""
@@ -365,7 +293,7 @@ class Publisher:
                 method = self._method(message.queue)
                 since = now
             content = frames.publish_content(self._number, message, since, self._frame_max)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             entry.batch.fail(entry, str(error))
             return
         written.append(method)
@@ -474,6 +402,17 @@ class Publisher:
         assert self._link is not None
         self._link.perform(self._declare(*need), lambda _, error: self._declared_or_not(need, error))
 
+    def _restore(self, queue: str) -> None:
+        need = (queue, True)
+        now = time.monotonic()
+        if (
+            need not in self._undeclared
+            and now - self._restored.get(queue, -_RESTORE_PAUSE) >= _RESTORE_PAUSE
+        ):
+            self._restored[queue] = now
+            self._undeclared[need] = []
+            self._start_to_declare(need)
+
     def _declare(self, queue: str, delayed: bool) -> Script[None]:
         name = named(self._namespace, queue)
         yield from declare_queue(name, arguments_of(queue))
@@ -510,22 +449,3 @@ class Publisher:
 def _need_of(message: Outgoing) -> tuple[str, bool]:
     """What has to be there before a message can be written: its queue, and whether the ladder too."""
     return message.queue, message.due is not None
-
-
-# -- forks -------------------------------------------------------------------------------------------------------
-
-_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
-_hooked: list[bool] = []
-
-
-def _track(publisher: Publisher) -> None:
-    if not _hooked:
-        _hooked.append(True)
-        os.register_at_fork(after_in_child=_reset_all)
-    _publishers.add(publisher)
-
-
-def _reset_all() -> None:
-    """The parent's connection is the parent's; whoever waited for it isn't here."""
-    for publisher in list(_publishers):
-        publisher._reset()
