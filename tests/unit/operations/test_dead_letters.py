@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from callboard import State, dead_letter, queues
+from callboard import State, dead_letter, envelope, queues
 from callboard.actor import ActorDecorator
 from callboard.brokers.driver import Outgoing
 from callboard.errors import InvalidPayload, JobNotFound, StoreUnavailable
@@ -129,6 +129,10 @@ def test_a_replay_sends_the_same_bytes_with_all_attempts_before_it(
     assert (result.job_ids, result.seen, result.not_found) == ([job_id], 1, [])
     (message,) = jobs.broker.driver.peek("post.high")
     assert message.body == original
+    headers = envelope.decode_headers(message.headers)
+    assert (headers.attempt, headers.deaths, headers.replayed_at) == (0, 1, jobs.clock())
+    assert [error.message for error in headers.errors] == ["no such street: nowhere"]
+    assert jobs.record(job_id).reason == ""
     (waiting,) = jobs.waiting
     assert (waiting.id, waiting.attempt) == (job_id, 1)
     assert jobs.state(job_id) is State.QUEUED
