@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from callboard import envelope, queues
 from callboard.brokers.base import RECEIVE_LIMIT, Broker
-from callboard.brokers.driver import Outgoing, StoredMessage, Verdict
+from callboard.brokers.driver import Driver, Outgoing, StoredMessage, Verdict
 from callboard.envelope import Headers
-from callboard.errors import InvalidPayload, JobNotFound, NotPossible, Unreadable
+from callboard.errors import InvalidPayload, JobNotFound, NotPossible, StoreUnavailable, Unreadable
 from callboard.operations.audit import Audit
 from callboard.payload import masked_json
 
@@ -138,6 +138,9 @@ class Quarantine:
             BrokerUnavailable
         """
         outgoing = self._vouched(self._find(suspect_id))
+        headers = envelope.decode_headers(outgoing.headers)
+        headers.hop = self._next_hop(outgoing.job_id)
+        outgoing.headers = envelope.encode_headers(headers)
         moved: list[str] = []
 
         def decide(message: StoredMessage) -> Outgoing | Verdict:
@@ -151,6 +154,15 @@ class Quarantine:
             raise JobNotFound(f"there is no message {suspect_id} in quarantine any more")
         self._audit.done("quarantine.replay", suspect_id, job_id=outgoing.job_id, queue=outgoing.queue)
         return outgoing.job_id
+
+    def _next_hop(self, job_id: str) -> int:
+        """What is recorded from here on has to be newer than what is known: the hops before are forgotten in
+        quarantine, but not in the record."""
+        try:
+            record = self._broker.store.get(job_id) if self._broker.store is not None else None
+        except StoreUnavailable:
+            return 0
+        return record.order // 16 + 1 if record is not None else 0
 
     def _find(self, suspect_id: str) -> StoredMessage:
         found: list[StoredMessage] = []
@@ -187,6 +199,25 @@ class Quarantine:
 def identity(message: StoredMessage) -> str:
     """Twelve hexadecimal digits that stand for a message."""
     return hashlib.sha256(message.headers + b"\0" + message.body).hexdigest()[:12]
+
+
+def suspect_of_job(driver: Driver, job_id: str) -> Suspect | None:
+    """The message of a job, if it lies among the first thousand in quarantine.
+
+    Raises:
+        BrokerUnavailable
+    """
+    if not driver.counts([queues.QUARANTINE])[queues.QUARANTINE].ready:
+        return None
+    for message in driver.peek(queues.QUARANTINE, 1000):
+        if job_id.encode() not in message.body:
+            continue
+        try:
+            if envelope.decode(message.body, max_bytes=RECEIVE_LIMIT).message_id == job_id:
+                return _suspect(message)
+        except Unreadable:
+            continue
+    return None
 
 
 def _headers(message: StoredMessage) -> Headers:

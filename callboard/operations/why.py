@@ -15,6 +15,7 @@ from callboard.brokers.base import Broker
 from callboard.brokers.driver import Driver, Location, QueueCounts, StoredMessage, Verdict
 from callboard.errors import BrokerUnavailable, StoreUnavailable, Unreadable
 from callboard.operations.moments import clock, span
+from callboard.operations.quarantine import Suspect, suspect_of_job
 from callboard.states import State
 from callboard.store.base import Control, Heartbeat, Record
 
@@ -41,6 +42,7 @@ class Evidence:
     record: Record | None = None
     location: Location | None = None
     locatable: bool = False  # whether the broker can look a job up at all
+    suspect: Suspect | None = None  # its message, if that is in quarantine
     counts: QueueCounts | None = None  # of the queue it waits in
     control: Control | None = None
     workers: list[Heartbeat] = field(default_factory=list)
@@ -91,6 +93,8 @@ def gather(broker: Broker, job_id: str) -> Evidence:
     try:
         evidence.location = broker.driver.locate(job_id)
         record = evidence.record
+        if evidence.location is None and (record is None or not record.state.is_end):
+            evidence.suspect = suspect_of_job(broker.driver, job_id)
         if record is None and evidence.location is None and not evidence.locatable:
             evidence.location = _among_the_dead(broker.driver, job_id)
         if evidence.location is not None or (record is not None and not record.state.is_end):
@@ -123,7 +127,11 @@ def _among_the_dead(driver: Driver, job_id: str) -> Location | None:
 def explain(evidence: Evidence) -> Why:
     """The sentence."""
     record = evidence.record
-    if record is None:
+    if evidence.suspect is not None:
+        why = Why(job_id=evidence.job_id, sentence=_quarantined(evidence, evidence.suspect))
+        why.facts = _record_facts(evidence, record) if record is not None else {}
+        why.facts["quarantined"] = evidence.suspect.id
+    elif record is None:
         why = _without_record(evidence)
     else:
         why = Why(job_id=record.job_id, sentence=_SENTENCES[record.state](evidence, record))
@@ -302,6 +310,14 @@ _SENTENCES: dict[State, Callable[[Evidence, Record], str]] = {
     State.EXPIRED: _expired,
     State.DISCARDED: _discarded,
 }
+
+
+def _quarantined(e: Evidence, suspect: Suspect) -> str:
+    since = "" if suspect.since is None else f" for {span(e.now - suspect.since)}"
+    return (
+        f"in quarantine{since}, from {suspect.queue or 'an unknown queue'}: {suspect.reason}; "
+        f"'callboard quarantine show {suspect.id}' shows it"
+    )
 
 
 # -- without a record --------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from callboard import State, queues
 from callboard.brokers.driver import IntakeOptions, Outgoing
 from callboard.errors import JobNotFound, NotPossible, StoreUnavailable, UnknownQueue
 from callboard.operations import Operations
+from callboard.states import order
+from callboard.store.base import Change
 from callboard.testing import Jobs
 
 
@@ -191,3 +193,29 @@ def test_discarding_takes_those_that_are_named(operations: Operations, suspect: 
     assert jobs.broker.driver.counts([queues.QUARANTINE])[queues.QUARANTINE].ready == 0
     with pytest.raises(JobNotFound):
         operations.quarantine.show(second)
+
+
+def test_a_job_in_quarantine_is_not_hidden(
+    operations: Operations, suspect: Suspect, deliver: Any, jobs: Jobs
+) -> None:
+    sent = deliver.using(job_id="q-1").send(to="x")
+    jobs.broker.driver.purge("post.high")  # its message was changed on its way
+    suspect_id = suspect(_unsigned(to="y"))
+
+    why = operations.why(sent.message_id)
+
+    assert why.sentence.startswith("In quarantine for a moment, from post.high: it isn't signed")
+    assert why.facts["quarantined"] == suspect_id
+
+
+def test_a_job_that_comes_from_quarantine_is_recorded_as_newer(
+    operations: Operations, suspect: Suspect, deliver: Any, jobs: Jobs
+) -> None:
+    assert jobs.broker.store is not None
+    retrying = State.RETRYING
+    jobs.broker.store.write([Change(job_id="q-1", order=order(3, retrying), state=retrying, at=jobs.clock())])
+    operations.quarantine.replay(suspect(_unsigned(to="x")))
+
+    jobs.drain()
+
+    assert jobs.state("q-1") is State.SUCCEEDED
