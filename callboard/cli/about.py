@@ -42,7 +42,7 @@ def _print_schemas(found: list[ActorSchema]) -> None:
 
     table(
         [
-            Column("ACTOR", least=12),
+            Column("ACTOR"),
             Column("QUEUE", rank=3),
             Column("RUNS", rank=4),
             Column("ARGUMENTS", least=20, rank=1),
