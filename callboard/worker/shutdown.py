@@ -93,7 +93,8 @@ class Shutdown:
         return not self._busy()
 
     def _interrupt(self) -> bool:
-        log.warning("the grace is over, running jobs are interrupted", jobs=self._job_ids())
+        if jobs := self._job_ids():
+            log.warning("the grace is over, running jobs are interrupted", jobs=jobs)
         end = time.monotonic() + INTERRUPT_SECONDS
         while self._busy() and time.monotonic() < end:
             # Again and again: a run whose body hasn't begun can't be reached yet.

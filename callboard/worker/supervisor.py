@@ -46,6 +46,7 @@ _GIVE_UP_AFTER = 3  # failed starts of a process, if none has ever started
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.1, 10.0
 _SHORT_LIFE, _SHORT_LIFE_PAUSE = 2.0, 0.5
 _STOP, _QUICK, _KILL = 1, 2, 3
+_Replace = Literal["none", "one by one", "all at once"]
 _SIGNALS = {_STOP: signal.SIGTERM, _QUICK: signal.SIGQUIT, _KILL: signal.SIGKILL}
 
 
@@ -162,7 +163,7 @@ class Supervisor:
         self._blocks = deque(range(4 * len(self._seats)))  # some for those that leave while others come
         self._processes: dict[int, _Process] = {}
         self._app = 0  # how often the application has been loaded
-        self._reload_all = False
+        self._replace: _Replace = "none"
         self._zygote: Zygote | None = None
         self._loading: Zygote | None = None
         self._hazard = ""
@@ -179,7 +180,7 @@ class Supervisor:
         try:
             with self._listening():
                 self._adopts = adopt_orphans()
-                self._load()
+                self._load("none")
                 while not self._done():
                     self._turn()
         finally:
@@ -261,7 +262,7 @@ class Supervisor:
                     self._stop(max(_STOP, self._urgency))  # the terminal was closed
                 else:
                     log.info("restarting the worker processes, one by one")
-                    self._load(all_at_once=False)
+                    self._load("one by one")
 
     # -- the loop ----------------------------------------------------------------------------------------
 
@@ -275,7 +276,7 @@ class Supervisor:
         self._escalate()
         if self._watcher is not None and not self._urgency and (changed := self._watcher.changed()):
             log.info("files changed, loading the application anew", files=[str(path) for path in changed[:5]])
-            self._load(all_at_once=True)
+            self._load("all at once")
 
     def _patience(self) -> float:
         """Seconds until the loop looks again although nothing wakes it."""
@@ -291,12 +292,13 @@ class Supervisor:
 
     # -- loading the application ---------------------------------------------------------------------------
 
-    def _load(self, *, all_at_once: bool = True) -> None:
+    def _load(self, replace: _Replace) -> None:
+        """Load the application in a new process, and then replace those that run an older load of it."""
         if self._urgency:
             return
         if self._loading is not None:
-            self._loading.end()  # it reads what has changed again meanwhile
-        self._reload_all = all_at_once
+            self._loading.end()  # it may have read what has changed again since
+        self._replace = replace
         self._loading = Zygote(self._plan, forget=self._forget)
 
     def _loaded(self, report: Report) -> None:
@@ -305,9 +307,11 @@ class Supervisor:
         if self._zygote is not None:
             self._zygote.end()
         self._zygote, self._loading = self._loading, None
-        self._app += 1
+        first = self._app == 0
+        if first or self._replace != "none":
+            self._app += 1
         self._hazard = report.hazard or ("" if self._adopts else "orphans can't be adopted here")
-        if self._app == 1:
+        if first:
             log.info(
                 "worker started",
                 pid=os.getpid(),
@@ -315,7 +319,7 @@ class Supervisor:
                 threads=self._options.threads,
                 queues=report.queues,
             )
-        else:
+        elif self._replace != "none":
             self._tell(Event(kind="reloaded", pid=self._zygote.pid, at=time.time()))
         if report.hazard:
             log.info("each worker process loads the application by itself", reason=report.hazard)
@@ -351,7 +355,7 @@ class Supervisor:
             return False
         leaving = any(process.told for process in self._processes.values())
         coming = any(other.ordered or other.successor for other in self._seats)
-        return self._reload_all or not (leaving or coming)
+        return self._replace == "all at once" or not (leaving or coming)
 
     def _order(self, seat: _Seat, now: float) -> None:
         block = self._blocks.popleft()
@@ -467,7 +471,7 @@ class Supervisor:
                     log.warning(
                         "the process that starts the others died, starting another", exit=_in_words(code)
                     )
-                    self._load()
+                    self._load("none")
 
     def _ended(self, process: _Process, exit_: str) -> None:
         now, seat = time.monotonic(), process.seat

@@ -1,0 +1,265 @@
+"""The worker's processes: starting, stopping, restarting, and what they say when they can't."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from callboard.states import State
+from tests.supervised import App, app_in, is_alive, until
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    yield from app_in(tmp_path)
+
+
+# -- running and stopping ------------------------------------------------------------------------------------
+
+
+def test_jobs_run_in_all_processes_and_all_stop_with_exit_code_0(app: App) -> None:
+    worker = app.start(threads=2)
+    pids = worker.ready()
+    jobs = [app.send("hold", gate="gate") for _ in range(4)]
+    until(lambda: len(app.notes("start")) == 4)
+    assert {int(pid) for _, _, pid, _ in app.notes("start")} == set(pids)
+    app.open("gate")
+    until(lambda: len(app.notes("end")) == 4)
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+    assert {job for _, job, _, _ in app.notes("end")} == set(jobs)
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_sigterm_lets_running_jobs_finish_and_gives_the_others_back(app: App) -> None:
+    worker = app.start(processes=1, threads=1, grace=60)
+    worker.ready(1)
+    first = app.send("hold", gate="gate")
+    until(lambda: app.notes("start"))
+    others = [app.send("quick") for _ in range(3)]
+    worker.signal(signal.SIGTERM)
+    until(lambda: "stopping" in worker.log())
+    assert app.counts().ready == 3
+    app.open("gate")
+    assert worker.exit_code() == 0
+    assert [job for _, job, _, _ in app.notes("end")] == [first]
+    counts = app.counts()
+    assert (counts.ready, counts.claimed) == (len(others), 0)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_interrupts_what_runs_and_gives_it_back_uncounted(
+    second: signal.Signals, app: App
+) -> None:
+    worker = app.start(processes=2, threads=1, grace=3600)
+    worker.ready()
+    job = app.send("hold", gate="never")
+    until(lambda: app.notes("start"))
+    worker.signal(signal.SIGINT)
+    until(lambda: "running jobs may finish" in worker.log())
+    worker.signal(second)
+    assert worker.exit_code() == 0
+    counts = app.counts()
+    assert (counts.ready, counts.claimed) == (1, 0)
+    assert app.notes("end") == []
+    record = until(lambda: app.store.get(job))
+    assert record.state is State.QUEUED
+
+    app.open("never")
+    again = app.start(processes=1)
+    again.ready(1)
+    until(lambda: app.notes("end"))
+    assert [attempt for _, _, _, attempt in app.notes("start")] == ["1", "1"]
+
+
+def test_after_the_grace_what_runs_is_given_back(app: App) -> None:
+    worker = app.start(processes=1, grace=0.2)
+    worker.ready(1)
+    app.send("hold", gate="never")
+    until(lambda: app.notes("start"))
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+    counts = app.counts()
+    assert (counts.ready, counts.claimed) == (1, 0)
+
+
+def test_a_job_that_cannot_be_interrupted_ends_with_its_process_and_comes_again(app: App) -> None:
+    worker = app.start(processes=1, grace=0)
+    worker.ready(1)
+    app.send("deaf", seconds=3600)
+    until(lambda: app.notes("start"))
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+    again = app.start(processes=1)
+    again.ready(1)
+    until(lambda: len(app.notes("start")) == 2)
+    assert app.notes("start")[1][3] == "1", "the attempt doesn't count"
+
+
+def test_ctrl_c_reaches_every_process_and_still_jobs_finish(app: App) -> None:
+    import os
+
+    worker = app.start(processes=2, threads=1, grace=60)
+    worker.ready()
+    app.send("hold", gate="gate")
+    until(lambda: app.notes("start"))
+    os.killpg(worker.process.pid, signal.SIGINT)  # as a terminal does
+    until(lambda: "running jobs may finish" in worker.log())
+    time.sleep(0.3)
+    app.open("gate")
+    assert worker.exit_code() == 0
+    assert len(app.notes("end")) == 1
+
+
+def test_sigterm_to_every_process_as_systemd_sends_it_is_still_a_graceful_stop(app: App) -> None:
+    import os
+
+    worker = app.start(processes=2, threads=1, grace=60)
+    worker.ready()
+    app.send("hold", gate="gate")
+    until(lambda: app.notes("start"))
+    os.killpg(worker.process.pid, signal.SIGTERM)
+    until(lambda: "running jobs may finish" in worker.log())
+    time.sleep(0.3)
+    app.open("gate")
+    assert worker.exit_code() == 0
+    assert len(app.notes("end")) == 1
+
+
+def test_only_queues_that_match_are_consumed(app: App) -> None:
+    worker = app.start(processes=1, queues=["*.high,*.critical"])
+    worker.ready(1)
+    app.send("quick", priority="medium")
+    app.send("quick", priority="high")
+    until(lambda: len(app.notes("end")) == 1)
+    assert app.counts("jobs.medium").ready == 1
+    [heartbeat] = until(lambda: app.store.workers())
+    assert heartbeat.queues == ("jobs.critical", "jobs.high")
+
+
+def test_a_paused_queue_is_left_alone_within_a_second(app: App) -> None:
+    store = app.store
+    worker = app.start(processes=2)
+    worker.ready()
+    app.send("quick")
+    until(lambda: len(app.notes("end")) == 1)
+    store.pause("jobs.medium")
+    time.sleep(1.0)
+    app.send("quick")
+    time.sleep(0.5)
+    assert len(app.notes("end")) == 1
+    store.resume("jobs.medium")
+    until(lambda: len(app.notes("end")) == 2)
+
+
+# -- restarting ----------------------------------------------------------------------------------------------
+
+
+def test_sighup_replaces_the_processes_one_by_one_by_such_that_run_the_new_code(app: App) -> None:
+    worker = app.start(processes=2)
+    old = worker.ready()
+    actors = (app.folder / "actors/jobs.py").read_text()
+    app.write("actors/jobs.py", actors.replace("VERSION = 1", "VERSION = 22"))
+    worker.signal(signal.SIGHUP)
+    kinds = [worker.wait_for("started"), worker.wait_for("stopped"), worker.wait_for("started")]
+    assert kinds[1]["pid"] in old
+    worker.wait_for("stopped")
+    for _ in range(20):
+        app.send("tell-version")
+    until(lambda: len(app.notes("version")) == 20)
+    assert {words[1] for words in app.notes("version")} == {"22"}
+    assert not any(is_alive(pid) for pid in old)
+
+
+def test_code_that_cannot_be_loaded_leaves_the_old_processes_at_work(app: App) -> None:
+    worker = app.start(processes=1)
+    [pid] = worker.ready(1)
+    app.write("actors/broken.py", "raise RuntimeError('half-saved')")
+    worker.signal(signal.SIGHUP)
+    until(lambda: "half-saved" in worker.log())
+    app.send("quick")
+    until(lambda: app.notes("end"))
+    assert is_alive(pid)
+
+
+def test_a_saved_file_is_loaded_and_a_broken_one_waits_for_the_next_save(app: App) -> None:
+    worker = app.start(processes=1, watch=[str(app.folder)])
+    worker.ready(1)
+    actors = (app.folder / "actors/jobs.py").read_text()
+    app.write("actors/jobs.py", actors + "\nthis is no python")
+    until(lambda: "SyntaxError" in worker.log())
+    app.write("actors/jobs.py", actors.replace("VERSION = 1", "VERSION = 333"))
+    worker.wait_for("reloaded")
+    worker.wait_for("stopped")
+    app.send("tell-version")
+    assert until(lambda: app.notes("version"))[0][1] == "333"
+
+
+# -- refusing ------------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_that_matches_nothing_is_refused(app: App) -> None:
+    worker = app.start(queues=["mail.*"])
+    assert worker.exit_code() == 64
+    assert "UnknownQueue" in worker.log()
+    assert "jobs.critical, jobs.high, jobs.low, jobs.medium" in worker.log()
+
+
+def test_an_import_error_is_told_once_with_the_application_s_own_line(app: App) -> None:
+    app.write("actors/broken.py", "import jsn\n")
+    worker = app.start()
+    assert worker.exit_code() == 64
+    assert worker.log().count("No module named 'jsn'") == 1
+    assert "actors/broken.py" in worker.log()
+    assert "importlib" not in worker.log()
+
+
+def test_an_application_that_ends_the_process_when_it_is_loaded_is_told(app: App) -> None:
+    app.write("actors/broken.py", "import os\nos._exit(7)\n")
+    worker = app.start()
+    assert worker.exit_code() == 64
+    assert "exit code 7" in worker.log()
+
+
+def test_processes_that_cannot_start_are_given_up_with_the_reason_told_once(app: App) -> None:
+    app.write(
+        "broker.py",
+        (app.folder / "broker.py").read_text()
+        + "\ndef refuse(*args, **kwargs):\n    raise OSError('the disk is gone')\n"
+        + "broker.driver.open_intake = refuse\n",
+    )
+    worker = app.start()
+    assert worker.exit_code() == 1
+    lines = [line for line in worker.log_lines() if line["level"] == "error"]
+    assert [line["event"] for line in lines] == [
+        "a worker process can't start",
+        "no worker process could start, giving up",
+    ]
+    assert "the disk is gone" in lines[0]["error"]
+
+
+@pytest.mark.parametrize(
+    "hazard",
+    [
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n",
+        "import socket\nconnection = socket.socketpair()\n",
+    ],
+    ids=["threads", "connections"],
+)
+def test_an_application_that_cannot_be_forked_is_loaded_by_each_process(hazard: str, app: App) -> None:
+    app.write("actors/hazard.py", hazard)
+    worker = app.start(processes=2)
+    pids = worker.ready()
+    assert "each worker process loads the application by itself" in worker.log()
+    app.send("quick")
+    until(lambda: app.notes("end"))
+    import os
+
+    os.kill(pids[0], signal.SIGKILL)
+    assert worker.wait_for("replaced")["replaces"] == pids[0]
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_code() == 0

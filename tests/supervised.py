@@ -1,0 +1,281 @@
+"""A worker of several processes on an application of its own, for tests that start, stop and kill them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import dramatiq
+
+from callboard.brokers import open_driver
+from callboard.brokers.driver import QueueCounts
+from callboard.store import open_store
+from callboard.store.base import Store
+
+PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
+_ROOT = Path(__file__).parents[1]
+
+_BROKER = """
+from callboard import ActorDecorator
+from callboard.brokers import open_driver
+from callboard.brokers.base import Broker
+from callboard.store import open_store
+from middleware import stack
+
+store = open_store("file:var")
+broker = Broker(open_driver("file:var"), store=store, middleware=stack(store))
+actor = ActorDecorator(broker)
+"""
+
+_ACTORS = '''
+"""Jobs that note what they do: one line a note, in one write, so that it outlives a kill."""
+import os
+import time
+from pathlib import Path
+
+from broker import actor
+from callboard import current_job
+
+VERSION = 1
+
+
+def note(*words):
+    line = " ".join(map(str, [*words, current_job().id, os.getpid(), current_job().attempt])) + "\\n"
+    descriptor = os.open("notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(descriptor, line.encode())
+    os.close(descriptor)
+
+
+@actor(retries=0)
+def hold(gate: str) -> None:
+    note("start")
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    note("end")
+
+
+@actor(retries=0)
+def deaf(seconds: float) -> None:
+    note("start")
+    time.sleep(seconds)
+    note("end")
+
+
+@actor(retries=0)
+def quick() -> None:
+    note("start")
+    note("end")
+
+
+@actor(retries=0)
+def tell_version() -> None:
+    note("version", VERSION)
+
+
+@actor(retries=0)
+def deadly(code: int) -> None:
+    note("start")
+    os._exit(code)
+
+
+@actor(retries=0)
+def log_something(text: str) -> None:
+    current_job().log.warning(text)
+'''
+
+_RUN = """
+import json, sys
+from pathlib import Path
+from callboard.errors import CallboardError
+from callboard.logs import configure_logging
+from callboard.worker.supervisor import WorkerOptions, run_supervisor
+
+options = json.loads(sys.argv[1])
+options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+options["watch"] = tuple(map(Path, options.get("watch", ())))
+
+def tell(event):
+    fields = {name: getattr(event, name) for name in event.__slots__}
+    print(json.dumps(fields), flush=True)
+
+configure_logging(style="json")
+try:
+    sys.exit(run_supervisor(WorkerOptions(log_format="json", **options), on_event=tell))
+except CallboardError as error:
+    print(type(error).__name__, str(error), file=sys.stderr)
+    sys.exit(64)
+"""
+
+
+@dataclass
+class App:
+    """An application in a folder: jobs that hold, end, die and tell their version."""
+
+    folder: Path
+    workers: list[SupervisedWorker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.write("broker.py", _BROKER)
+        self.write("actors/__init__.py", "")
+        self.write("actors/jobs.py", _ACTORS)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def start(self, **options: Any) -> SupervisedWorker:
+        worker = SupervisedWorker(self, options)
+        self.workers.append(worker)
+        return worker
+
+    def send(self, actor: str, *, priority: str = "medium", **payload: Any) -> str:
+        """Queue a job; returns its id."""
+        driver = open_driver(f"file:{self.folder / 'var'}")
+        try:
+            return _send(driver, actor, priority, payload)
+        finally:
+            driver.close()
+
+    def notes(self, kind: str | None = None) -> list[list[str]]:
+        """What jobs have noted: the words, the job's id, the process, the attempt."""
+        path = self.folder / "notes"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split() for line in lines if kind is None or line.startswith(kind + " ")]
+
+    def open(self, gate: str) -> None:
+        """Let jobs that hold at a gate go on."""
+        (self.folder / gate).touch()
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(f"file:{self.folder / 'var'}")
+
+    def counts(self, queue: str = "jobs.medium") -> QueueCounts:
+        driver = open_driver(f"file:{self.folder / 'var'}")
+        try:
+            return driver.counts([queue])[queue]
+        finally:
+            driver.close()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.end()
+        self.store.close()
+
+
+def _send(driver: Any, actor: str, priority: str, payload: dict[str, Any]) -> str:
+    from callboard import envelope
+    from callboard.brokers.driver import Outgoing
+
+    message: dramatiq.Message[Any] = dramatiq.Message(
+        queue_name=f"jobs.{priority}",
+        actor_name=actor,
+        args=(),
+        kwargs=payload,
+        options={"callboard": {"v": 1}},
+        message_id=envelope.new_job_id(),
+        message_timestamp=int(time.time() * 1000),
+    )
+    driver.put(
+        [Outgoing(message.queue_name, envelope.encode(message), message.message_id)], deadline=PATIENCE
+    )
+    return message.message_id
+
+
+class SupervisedWorker:
+    """A supervisor in a process of its own, and the events that it tells."""
+
+    def __init__(self, app: App, options: dict[str, Any]) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+        self._log = app.folder / f"log-{len(app.workers)}"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _RUN, json.dumps({"processes": 2, "threads": 4, **options})],
+                cwd=app.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.events: list[dict[str, Any]] = []
+        self._told: Queue[dict[str, Any]] = Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self._told.put(json.loads(line))
+
+    def wait_for(self, kind: str) -> dict[str, Any]:
+        """The next event of a kind."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                event = self._told.get(timeout=max(0.0, end - time.monotonic()))
+            except Empty:
+                raise AssertionError(f"no {kind!r} came; events: {self.events}; log: {self.log()}") from None
+            self.events.append(event)
+            if event["kind"] == kind:
+                return event
+
+    def ready(self, processes: int = 2) -> list[int]:
+        """Wait until so many processes have started; returns their pids."""
+        return [self.wait_for("started")["pid"] for _ in range(processes)]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def exit_code(self) -> int:
+        """Wait for its end."""
+        return self.process.wait(PATIENCE)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+
+    def end(self) -> None:
+        """Kill whatever is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie doesn't."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def until(holds: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """Wait until something is so, and return it."""
+    end = time.monotonic() + patience
+    while not (found := holds()):
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.01)
+    return found
+
+
+def app_in(folder: Path) -> Iterator[App]:
+    """For a fixture."""
+    app = App(folder)
+    yield app
+    app.close()
