@@ -78,6 +78,7 @@ class Account:
 def take_account(knowledge: Knowledge, operations: Operations) -> Account:
     """Count, from what the jobs brought about, and from what the broker still has."""
     knowledge.look()
+    knowledge.prove_rest()
     left = knowledge.messages_left()
     missing = [job_id for job_id in knowledge.sent if job_id not in knowledge.proved]
     lost = [job_id for job_id in missing if _is_lost(knowledge, operations, job_id, left)]
@@ -88,8 +89,8 @@ def take_account(knowledge: Knowledge, operations: Operations) -> Account:
         lost=len(lost),
         left=left,
         faults=[
-            f"{job_id}, {knowledge.sent[job_id].about}: "
-            f"{knowledge.faults.get(job_id) or operations.why(job_id).sentence}"
+            f"{job_id}, {knowledge.sent[job_id].about}: {knowledge.faults[job_id]}. "
+            f"{operations.why(job_id).sentence}"
             for job_id in missing
         ],
     )

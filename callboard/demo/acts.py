@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from callboard.actor import JobActor
-from callboard.brokers.base import Broker
 from callboard.demo.failures import DemoNotPossible
 from callboard.demo.folder import DemoFolder
 from callboard.demo.knowledge import Knowledge
@@ -43,19 +42,21 @@ _OUT_OF_REACH = 0.5  # seconds
 
 @dataclass(slots=True)
 class Stage:
-    """What the acts have at hand."""
+    """What the acts have at hand.
+
+    Attributes:
+        run_again: The jobs whose run a kill cut short, and that ran again.
+    """
 
     folder: DemoFolder
     programme: Programme
-    broker: Broker
+    actors: Mapping[str, JobActor[..., Any]]
     operations: Operations
     worker: WorkerProcesses
     knowledge: Knowledge
     photographs: dict[str, Path]
     say: Say
-    run_again: set[str] = field(
-        default_factory=set
-    )  # ids of jobs whose run a kill cut short, and that ran again
+    run_again: set[str] = field(default_factory=set)
 
     def id_of(self, job: PlannedJob) -> str | None:
         """The id of a planned job, once it is sent."""
@@ -66,12 +67,7 @@ def send_all(stage: Stage) -> Act:
     """Send every job; each is safe when its `send` returns."""
     began = time.monotonic()
     for job in stage.programme.jobs:
-        actor = stage.broker.find_actor(job.actor)
-        if not isinstance(actor, JobActor):
-            raise DemoNotPossible(
-                f"the demo needs Callboard's own '{job.actor}': run it in Callboard's checkout"
-            )
-        message = actor.using(priority=job.priority).send(**job.payload)
+        message = stage.actors[job.actor].using(priority=job.priority).send(**job.payload)
         stage.knowledge.sent[message.message_id] = job
         if len(stage.knowledge.sent) % _SENT_AT_ONCE == 0:
             yield
@@ -141,23 +137,18 @@ def _is_out_of_reach(stage: Stage) -> bool:
 
 def _have_ended(stage: Stage, job_ids: Iterable[str]) -> bool:
     records = [stage.knowledge.records.get(job_id) for job_id in job_ids]
-    unknown = [record for record in records if record is None or not record.state.is_end]
-    if not unknown:
+    if all(record is not None and record.state.is_end for record in records):
         return True
-    # Those that ended just before the kill, unrecorded: known when the broker has nothing any more.
-    return (
-        all(record is not None and stage.knowledge.was_cut_short(record) for record in unknown)
-        and stage.knowledge.all_proved
-        and not stage.knowledge.messages_left()
-    )
+    # The end of one that finished just before the kill is recorded nowhere; but the broker has it no more.
+    return stage.knowledge.all_proved and not stage.knowledge.messages_left()
 
 
 def _tell_of_kill(stage: Stage, death: Death, killed_at: float, replaced_at: float) -> str:
     again = {
         job_id
         for job_id in death.running
-        if (record := stage.knowledge.records[job_id]).started_at is not None
-        and record.started_at > killed_at
+        if (record := stage.knowledge.records.get(job_id)) is not None
+        and (record.started_at or 0.0) > killed_at
     }
     stage.run_again |= again
     count = len(death.running)
@@ -220,7 +211,7 @@ def mend_a_dead_letter(stage: Stage) -> Act:
     if replayed.job_ids != [job_id]:
         raise DemoNotPossible(f"the dead letter {job_id} couldn't be replayed: {replayed}")
     stage.say("mended: put the photograph in its place, and replayed the dead letter")
-    while stage.knowledge.state(job_id) is not State.SUCCEEDED:
+    while job_id not in stage.knowledge.proved:
         yield
     stage.say(f"the replayed job has made its picture of {missing.name}, so no dead letter is left")
 

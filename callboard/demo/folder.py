@@ -46,8 +46,8 @@ class DemoFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Remove it if the demo was interrupted; what there is of it is of no use then."""
-        if kind is not None and not issubclass(kind, Exception):
+        """Remove it if the demo didn't come to its end; what there is of it is of no use then."""
+        if kind is not None:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def settings(self, *, mail_port: int, broker_url: str | None = None) -> dict[str, str]:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from callboard.demo.programme import PlannedJob
-from callboard.demo.worker import WorkerProcesses
 from callboard.operations import Operations
 from callboard.states import State
 from callboard.store.base import Query, Record
@@ -24,9 +23,8 @@ class Knowledge:
         proved: Those that brought about what they should.
     """
 
-    def __init__(self, operations: Operations, worker: WorkerProcesses) -> None:
+    def __init__(self, operations: Operations) -> None:
         self._operations = operations
-        self._worker = worker
         self._attempts_before: dict[tuple[str, float], int] = {}
         self.sent: dict[str, PlannedJob] = {}
         self.records: dict[str, Record] = {}
@@ -39,8 +37,22 @@ class Knowledge:
             self.records[record.job_id] = record
             if record.state is State.DEAD and record.finished_at is not None:
                 self._attempts_before[record.job_id, record.finished_at] = record.attempt
-            if self._can_be_proved(record):
+            if (
+                record.state is State.SUCCEEDED
+                and record.job_id in self.sent
+                and record.job_id not in self.proved
+            ):
                 self._prove(record.job_id)
+
+    def prove_rest(self) -> None:
+        """Have every job prove itself, whatever its record says. For when the broker has nothing any more.
+
+        Records are written behind the jobs: that of one that ended in the last moments before a kill -9 may say
+        for ever that it waits or runs.
+        """
+        for job_id in self.sent:
+            if job_id not in self.proved:
+                self._prove(job_id)
 
     def state(self, job_id: str) -> State | None:
         """A job's state, or None where nothing is known yet."""
@@ -97,20 +109,6 @@ class Knowledge:
                 for record in self.records.values()
             )
         )
-
-    def _can_be_proved(self, record: Record) -> bool:
-        """Whether a job has ended, as far as its record tells, and hasn't proved itself yet.
-
-        Records are written behind the jobs: that of one that ended in the last moments before a kill -9 may say
-        for ever that it runs.
-        """
-        if record.job_id not in self.sent or record.job_id in self.proved:
-            return False
-        return record.state is State.SUCCEEDED or self.was_cut_short(record)
-
-    def was_cut_short(self, record: Record) -> bool:
-        """Whether a job's last known run was in a process that is dead."""
-        return record.state is State.RUNNING and process_of(record) in self._worker.deaths
 
     def _prove(self, job_id: str) -> None:
         if fault := self.sent[job_id].proof(job_id):

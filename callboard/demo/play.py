@@ -7,11 +7,16 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
+from callboard.actor import JobActor
 from callboard.app import load_app
+from callboard.brokers.base import Broker
+from callboard.cli.exits import ExitCode
 from callboard.demo.account import (
     Account,
     kinds_of_jobs,
@@ -32,9 +37,9 @@ from callboard.logs import configure_logging
 from callboard.operations import Operations
 
 _TICK = 0.1
+_QUIET = 1.0  # seconds after which we ask the broker whether it has anything left
 _STALLED_AFTER = 60.0  # seconds in which nothing at all happens
 _SETTLING = 10.0  # seconds that the last acknowledgements may take
-_FAILED = 6  # as the command line has it for a watched job that didn't succeed
 
 
 def play(broker: str) -> int:
@@ -70,15 +75,16 @@ def _play(broker: str) -> int:
         _become(environment)
         app = load_app()
         stack.callback(app.close)
+        actors = _own_actors(app)
         operations = Operations(app, who="demo")
         worker = stack.enter_context(WorkerProcesses(environment, folder.log))
         stage = Stage(
             folder=folder,
             programme=write_programme(folder, airports, names, sink),
-            broker=app,
+            actors=actors,
             operations=operations,
             worker=worker,
-            knowledge=Knowledge(operations, worker),
+            knowledge=Knowledge(operations),
             photographs=pictures,
             say=screen.say,
         )
@@ -89,7 +95,7 @@ def _play(broker: str) -> int:
         _conclude(stage, screen, sink, account)
         _suggest(stage, screen, str(folder.write_command(settings)))
         screen.console.print(str(account), style="bold green" if account.holds else "bold red")
-    return 0 if account.holds else _FAILED
+    return 0 if account.holds else ExitCode.UNSUCCESSFUL
 
 
 def _rabbitmq(stack: ExitStack, screen: Screen) -> str:
@@ -108,11 +114,23 @@ def _become(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
+def _own_actors(app: Broker) -> dict[str, JobActor[..., Any]]:
+    """The actors of the demo's jobs, by name."""
+    found = {name: actor for name in KINDS if isinstance(actor := app.actors.get(name), JobActor)}
+    if missing := [name for name in KINDS if name not in found]:
+        raise DemoNotPossible(
+            f"the demo shows Callboard's own jobs, and {Path.cwd()} declares no {', '.join(missing)}: "
+            "run 'make demo' in Callboard's checkout"
+        )
+    return found
+
+
 def _perform(stage: Stage, screen: Screen) -> None:
-    """All acts at once, until they are over and every job says that it succeeded; or until nothing moves."""
+    """All acts at once, until they are over and every job is proved; or until nothing moves any more."""
     acts: list[Act] = [act(stage) for act in ACTS]
     total = len(stage.programme.jobs)
     signature, moved_at = stage.knowledge.signature(), time.monotonic()
+    asked_at = 0.0
     while acts or not stage.knowledge.all_proved:
         tick = time.monotonic()
         stage.worker.look()
@@ -120,10 +138,14 @@ def _perform(stage: Stage, screen: Screen) -> None:
         acts = [act for act in acts if _goes_on(act)]
         screen.show(stage.knowledge, stage.worker, total)
         if (now := stage.knowledge.signature()) != signature:
-            signature, moved_at = now, time.monotonic()
-        elif time.monotonic() - moved_at > _STALLED_AFTER:
+            signature, moved_at = now, tick
+        if tick - moved_at > _STALLED_AFTER:
             stage.say(f"nothing has happened for {_STALLED_AFTER:.0f} s, so this is the end")
             return
+        if min(tick - moved_at, tick - asked_at) > _QUIET:
+            asked_at = tick
+            if not stage.knowledge.messages_left():
+                stage.knowledge.prove_rest()
         time.sleep(max(0.0, _TICK - (time.monotonic() - tick)))
 
 

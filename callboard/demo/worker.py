@@ -98,7 +98,8 @@ class WorkerProcesses:
 
     def kill(self, pid: int) -> None:
         """kill -9 one of the processes."""
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Have it stop in good order, or else at once. Twice is fine."""
