@@ -86,5 +86,7 @@ class Settings(CallboardSettings):
         description="How logs look: console, json, or auto (json without a terminal).",
     )
     log_level: str = Field(
-        "info", description="The least level that is logged: debug, info, warning or error."
+        "info",
+        pattern="(?i)^(debug|info|warning|error|critical)$",
+        description="The least level that is logged: debug, info, warning, error or critical.",
     )

@@ -60,9 +60,8 @@ app.command(rich_help_panel=RUN)(workers.dev)
 app.command(rich_help_panel=RUN)(sending.enqueue)
 
 
-@app.command(rich_help_panel=RUN, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(rich_help_panel=RUN)
 def demo(
-    ctx: typer.Context,
     broker: Annotated[
         str, typer.Option("--broker", metavar="KIND", help="Where the jobs wait: file or amqp.")
     ] = "file",

@@ -112,4 +112,5 @@ def confirm(question: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise typer.BadParameter("nobody is there to ask; pass --yes", param_hint="'--yes'")
     if not typer.confirm(question, default=False, err=True):
+        typer.echo("Nothing was done.", err=True)
         raise typer.Exit(ExitCode.REFUSED)
