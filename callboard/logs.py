@@ -23,6 +23,16 @@ def add_job(logger: Any, method: str, event: EventDict) -> EventDict:
     return event
 
 
+def lines_below(logger: Any, method: str, event: EventDict) -> EventDict:
+    """A structlog processor for people: a text of several lines stands below its line, not in it as a literal."""
+    del logger, method
+    texts = [key for key, value in event.items() if isinstance(value, str) and "\n" in value]
+    below = [str(event.pop(key)) for key in texts if key not in ("event", "exception", "stack")]
+    if below:
+        event["exception"] = "\n".join([*below, *filter(None, [event.get("exception")])])
+    return event
+
+
 def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     """Set up logging for a process. For commands; a library call never does this.
 
@@ -41,7 +51,7 @@ def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     ]
     renderers: list[Processor]
     if style == "console":
-        renderers = [structlog.dev.ConsoleRenderer(pad_event_to=0)]
+        renderers = [lines_below, structlog.dev.ConsoleRenderer(pad_event_to=0)]
     else:
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from dramatiq import Broker, Middleware
 
+from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import DONE, Die, Drop, Finish, GiveBack, Later
 from callboard.states import State
 
@@ -30,7 +31,8 @@ class JobLogging(Middleware):
                 line.info(f"job {disposition.state}", reason=disposition.reason)
         elif isinstance(disposition, Later):
             if disposition.state is State.RETRYING:
-                wait = max(0.0, disposition.due - (message.started_at or disposition.due))
+                assert isinstance(broker, CallboardBroker)
+                wait = max(0.0, disposition.due - broker.clock())
                 line.warning("job failed, tried again", reason=disposition.reason, wait=round(wait, 1))
             elif disposition.state is State.SNOOZED:
                 line.info("job snoozed", reason=disposition.reason)

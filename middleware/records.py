@@ -75,7 +75,7 @@ class _Start:
         message = self._message
         if message.settled:  # what became of it says when it started, too
             return None
-        return Change(
+        change = Change(
             job_id=message.message_id,
             order=job_order(message, State.RUNNING),
             state=State.RUNNING,
@@ -84,6 +84,9 @@ class _Start:
             attempt=message.attempt,
             worker=worker_name(),
         )
+        if message.headers.hop or message.delivery.redelivered:  # what an earlier run said isn't this one's
+            change.progress, change.progress_note = 0.0, ""
+        return change
 
 
 def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
@@ -135,6 +138,7 @@ def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
     elif isinstance(disposition, GiveBack):
         # The hop stays the same, so this "queued" has the order of the "running" that it undoes.
         change.order = order(headers.hop, State.RUNNING)
+        change.progress, change.progress_note = 0.0, ""
         change.event = "given back unfinished by a worker that stopped; the attempt doesn't count"
     else:
         return None

@@ -129,7 +129,7 @@ def _note(record: Record, now: float) -> str:
 
     if record.state is State.RUNNING:
         parts = [f"for {span(now - (record.started_at or record.updated_at))}"]
-        if record.progress is not None:
+        if record.progress:
             parts.append(f"{record.progress:.0%}")
         if record.progress_note:
             parts.append(record.progress_note)

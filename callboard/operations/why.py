@@ -247,7 +247,7 @@ def _running(e: Evidence, record: Record) -> str:
             "and how is not recorded yet or was dropped"
         )
     progress = ""
-    if record.progress is not None:
+    if record.progress:
         progress = f", {record.progress:.0%} done"
     if record.progress_note:
         progress += f" ({record.progress_note})"

@@ -193,7 +193,8 @@ class _CompanionThread:
         except BaseException:
             log.exception("it failed", what=self._thread.name)
         finally:
-            self._ended()
+            if not self._stop.is_set():
+                self._ended()
 
     def start(self) -> None:
         self._thread.start()
