@@ -232,7 +232,8 @@ class Driver(ABC):
         or moved by the `Outgoing` that is returned, which is confirmed before the message goes.
 
         Two walks over one queue never overlap. A crash leaves messages twice, never not at all.
-        `progress` is called now and then with (seen, total).
+        `progress` is called now and then with (seen, total); by then, what was decided about those that were
+        seen is done.
 
         Raises:
             BrokerUnavailable

@@ -300,40 +300,22 @@ class DeadLetters:
         mended = self._mend(next(iter(which.ids)), payload) if payload is not None else None
         now = self._broker.clock()
         cancelled = self._cancelled()
-        replayed: list[DeadLetter] = []
         result = WalkResult()
+        text = f"{'replayed with a mended payload' if mended else 'replayed'} by {self._audit.who}"
+        masked = self._masked(mended.actor, payload or {}) if mended is not None else None
 
-        def decide(letter: DeadLetter) -> Outgoing:
-            replayed.append(letter)
+        def decide(letter: DeadLetter) -> tuple[Outgoing, Change]:
             if _is_past_deadline(letter, now):
                 result.past_deadline += 1
             if letter.job_id in cancelled:
                 self._forget_cancel(letter.job_id)
-            return _replayed(letter, now, mended)
+            change = _changed(letter, State.QUEUED, letter.headers.hop + 1, now)
+            change.attempt, change.reason, change.event, change.payload = 0, "", text, masked
+            return _replayed(letter, now, mended.outgoing if mended is not None else None), change
 
         self._change(which, decide, result, progress)
-        verb = "replayed with a mended payload" if payload is not None else "replayed"
-        result.recorded = self._record(
-            Change(
-                job_id=letter.job_id,
-                order=order(letter.headers.hop + 1, State.QUEUED),
-                state=State.QUEUED,
-                at=now,
-                actor=letter.actor,
-                category=queues.category_of(letter.queue),
-                queue=letter.queue,
-                priority=int(queues.priority_of(letter.queue)),
-                tags=tuple(letter.tags) or None,
-                payload=self._masked(letter.actor, payload) if payload is not None else None,
-                enqueued_at=letter.enqueued_at or None,
-                attempt=0,
-                reason="",
-                event=f"{verb} by {self._audit.who}",
-            )
-            for letter in replayed
-        )
         if result.job_ids:
-            details = {**which.as_json(), "mended": True} if payload is not None else which.as_json()
+            details = which.as_json() | ({"mended": True} if mended is not None else {})
             self._audit.done("dead.replay", str(which), count=len(result.job_ids), **details)
         return result
 
@@ -346,30 +328,15 @@ class DeadLetters:
         """
         self._audit.announce("dead.discard", str(which), **which.as_json())
         now = self._broker.clock()
-        discarded: list[DeadLetter] = []
+        text = f"discarded by {self._audit.who}" + (f": {reason}" if reason else "")
         result = WalkResult()
 
-        def decide(letter: DeadLetter) -> Verdict:
-            discarded.append(letter)
-            return Verdict.DISCARD
+        def decide(letter: DeadLetter) -> tuple[Verdict, Change]:
+            change = _changed(letter, State.DISCARDED, letter.headers.hop, now)
+            change.finished_at, change.reason, change.event = now, text, text
+            return Verdict.DISCARD, change
 
         self._change(which, decide, result, progress)
-        text = f"discarded by {self._audit.who}" + (f": {reason}" if reason else "")
-        result.recorded = self._record(
-            Change(
-                job_id=letter.job_id,
-                order=order(letter.headers.hop, State.DISCARDED),
-                state=State.DISCARDED,
-                at=now,
-                actor=letter.actor,
-                category=queues.category_of(letter.queue),
-                queue=letter.queue,
-                finished_at=now,
-                reason=text,
-                event=text,
-            )
-            for letter in discarded
-        )
         self._audit.done(
             "dead.discard",
             str(which),
@@ -437,12 +404,13 @@ class DeadLetters:
     def _change(
         self,
         which: Letters,
-        decide: Callable[[DeadLetter], Outgoing | Verdict],
+        decide: Callable[[DeadLetter], tuple[Outgoing | Verdict, Change]],
         result: WalkResult,
         progress: Progress | None,
     ) -> None:
-        """Walk where the letters may lie, and decide about each once."""
+        """Walk where the letters may lie, decide about each once, and record what is done."""
         wanted = set(which.ids)
+        pending: list[Change] = []
         for name in self._queues_of(which):
             seen: set[tuple[str, int]] = set()
 
@@ -459,9 +427,19 @@ class DeadLetters:
                 if not which.match(summary_of(letter)):
                     return Verdict.KEEP
                 result.job_ids.append(letter.job_id)
-                return decide(letter)
+                verdict, change = decide(letter)
+                pending.append(change)
+                return verdict
 
-            self._walk(name, look, progress)
+            def settled(queue: str, seen: int, total: int) -> None:
+                if len(pending) >= _RECORD_BATCH:
+                    self._record(pending, result)
+                if progress is not None:
+                    progress(queue, seen, total)
+
+            # A walk that breaks off leaves records behind that say dead: true of some, mended by `reindex`.
+            self._walk(name, look, settled)
+            self._record(pending, result)
         result.not_found = sorted(wanted - set(result.job_ids))
 
     def _walk(
@@ -492,7 +470,7 @@ class DeadLetters:
 
     # -- mending -----------------------------------------------------------------------------------------
 
-    def _mend(self, job_id: str, payload: Mapping[str, Any]) -> Outgoing:
+    def _mend(self, job_id: str, payload: Mapping[str, Any]) -> _Mended:
         """The letter's message with other arguments, checked and signed."""
         letter = self.find(job_id)
         if letter is None:
@@ -501,7 +479,7 @@ class DeadLetters:
             raise UnknownActor(letter.actor, self._broker.actors)
         message = envelope.decode(letter.original, max_bytes=len(letter.original))
         object.__setattr__(message, "queue_name", letter.queue)
-        return self._broker.prepare(message.copy(args=(), kwargs=dict(payload)))
+        return _Mended(letter.actor, self._broker.prepare(message.copy(args=(), kwargs=dict(payload))))
 
     # -- the index ---------------------------------------------------------------------------------------
 
@@ -533,41 +511,30 @@ class DeadLetters:
             if record.state is State.DEAD and which.match(summary := summary_of_record(record)):
                 yield summary
 
-    def _record(self, changes: Iterable[Change]) -> bool:
-        """Write what was done into the index; False if the store couldn't take it."""
-        if self._broker.store is None:
-            return False
-        written = list(changes)
+    def _record(self, changes: list[Change], result: WalkResult) -> None:
+        """Write what was done into the index, and forget it; the result tells if the store couldn't take it."""
         try:
-            for start in range(0, len(written), _RECORD_BATCH):
-                self._broker.store.write(written[start : start + _RECORD_BATCH])
+            if self._broker.store is not None:
+                self._broker.store.write(changes)
         except StoreUnavailable as error:
             log.warning("the index of dead letters is behind: the store is away", error=str(error))
-            return False
-        return True
+            result.recorded = False
+        changes.clear()
 
     def _indexing(self, letter: DeadLetter) -> Change:
         last = letter.attempts[-1] if letter.attempts else None
-        return Change(
-            job_id=letter.job_id,
-            order=order(letter.headers.hop, State.DEAD),
-            state=State.DEAD,
-            at=letter.died_at,
-            actor=letter.actor,
-            category=queues.category_of(letter.queue),
-            queue=letter.queue,
-            priority=int(queues.priority_of(letter.queue)),
-            tags=tuple(letter.tags) or None,
-            payload=self._masked_original(letter),
-            enqueued_at=letter.enqueued_at or None,
-            finished_at=letter.died_at,
-            attempt=last.attempt if last is not None else letter.headers.attempt,
-            error_type=last.type if last is not None else None,
-            error=last.message if last is not None else None,
-            traceback=letter.traceback,
-            fingerprint=letter.fingerprint,
-            reason=letter.reason,
+        change = _changed(letter, State.DEAD, letter.headers.hop, letter.died_at)
+        change.payload = self._masked_original(letter)
+        change.finished_at = letter.died_at
+        change.attempt = last.attempt if last is not None else letter.headers.attempt
+        if last is not None:
+            change.error_type, change.error = last.type, last.message
+        change.traceback, change.fingerprint, change.reason = (
+            letter.traceback,
+            letter.fingerprint,
+            letter.reason,
         )
+        return change
 
     def _settle_stale(self, category: str, alive: set[str], before: float) -> int:
         """Records that say dead although the queue has no such letter any more: a walk that broke off
@@ -701,6 +668,30 @@ def _details_of_record(record: Record) -> LetterDetails:
             StoryLine(at=event.at, text=event.text, attempt=event.attempt, worker=event.worker)
             for event in record.events
         ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Mended:
+    """The message of a letter, with other arguments."""
+
+    actor: str
+    outgoing: Outgoing
+
+
+def _changed(letter: DeadLetter, state: State, hop: int, at: float) -> Change:
+    """What becomes known of a letter's job, with all that says what kind of job it is."""
+    return Change(
+        job_id=letter.job_id,
+        order=order(hop, state),
+        state=state,
+        at=at,
+        actor=letter.actor,
+        category=queues.category_of(letter.queue),
+        queue=letter.queue,
+        priority=int(queues.priority_of(letter.queue)),
+        tags=tuple(letter.tags) or None,
+        enqueued_at=letter.enqueued_at or None,
     )
 
 

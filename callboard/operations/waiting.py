@@ -16,7 +16,7 @@ from callboard.errors import NotPossible, StoreUnavailable, UnknownQueue, Unread
 from callboard.operations.audit import Audit
 from callboard.operations.why import can_locate, is_job_queue
 from callboard.states import State, order
-from callboard.store.base import Change, Heartbeat, Query, Record, Store
+from callboard.store.base import Change, Heartbeat, Query, Store
 
 log = structlog.get_logger(__name__)
 
@@ -146,55 +146,58 @@ class Queues:
             raise self._not_found(name)
         self._audit.announce("queues.purge", name)
         now, text = self._broker.clock(), f"purged from {name} by {self._audit.who}"
-        gone: list[tuple[str, int]] = []  # id, order
+        gone: dict[str, int] = {}  # id -> the order of its record
 
         def throw_away(message: StoredMessage) -> Verdict:
             if (known := _identity(message)) is not None:
-                gone.append(known)
+                job_id, newest = known
+                gone[job_id] = max(newest, gone.get(job_id, 0))
             return Verdict.DISCARD
 
         # Not `driver.purge` at once: that doesn't tell which jobs it drops.
         report = self._broker.driver.walk(name, throw_away, progress=progress)
-        count = report.discarded + self._broker.driver.purge(name)
-        result = PurgeResult(queue=name, count=count)
+        result = PurgeResult(queue=name, count=report.discarded + self._broker.driver.purge(name))
         try:
-            gone += [(r.job_id, order(r.order // 16, State.DISCARDED)) for r in self._vanished(name, now)]
-            self._record(gone, now, text)
+            self._record(name, gone, now, text)
         except StoreUnavailable as error:
             log.warning("the records of purged jobs are behind: the store is away", error=str(error))
             result.recorded = False
-        self._audit.done("queues.purge", name, count=count)
+        self._audit.done("queues.purge", name, count=result.count)
         return result
 
-    def _vanished(self, name: str, now: float) -> list[Record]:
-        """The records of jobs that were to wait in the queue and that the broker doesn't have any more: the
-        delayed ones. Only where the broker can look them up."""
-        driver, found = self._broker.driver, []
-        if not can_locate(driver):
-            return []
+    def _record(self, name: str, gone: dict[str, int], now: float, text: str) -> None:
+        """Have the records say what became of the jobs: of those that were seen, and of the delayed ones, which
+        were not, where the broker can tell that it doesn't have them any more.
+
+        A worker may have been quicker than the walk. So the change ranks below what a run would record.
+        """
+        driver = self._broker.driver
+        locatable = can_locate(driver)
         query = Query(states=_WAITING, queues=[name], limit=_RECORD_BATCH)
         while True:
             page = self._store().search(query)
-            found += [r for r in page.records if r.updated_at <= now and driver.locate(r.job_id) is None]
+            for record in page.records:
+                if record.job_id in gone or (
+                    locatable and record.updated_at <= now and driver.locate(record.job_id) is None
+                ):
+                    gone[record.job_id] = max(record.order, gone.get(record.job_id, 0))
             if page.next is None:
-                return found
+                break
             query.after = page.next
-
-    def _record(self, gone: list[tuple[str, int]], now: float, text: str) -> None:
-        orders: dict[str, int] = {}
-        for job_id, newest in gone:
-            orders[job_id] = max(newest, orders.get(job_id, 0))
         changes = [
             Change(
                 job_id=job_id,
-                order=newest,
+                order=newest + 2,
                 state=State.DISCARDED,
                 at=now,
+                queue=name,
+                category=queues.category_of(name),
+                priority=int(queues.priority_of(name)),
                 finished_at=now,
                 reason=text,
                 event=text,
             )
-            for job_id, newest in orders.items()
+            for job_id, newest in gone.items()
         ]
         for start in range(0, len(changes), _RECORD_BATCH):
             self._store().write(changes[start : start + _RECORD_BATCH])
@@ -237,10 +240,10 @@ def _place(status: QueueStatus) -> tuple[int, str, int, str]:
 
 
 def _identity(message: StoredMessage) -> tuple[str, int] | None:
-    """A waiting job's id, and the order of the record that says it is discarded."""
+    """A waiting job's id, and the order of the record that says it is queued."""
     try:
         decoded = envelope.decode(message.body, max_bytes=RECEIVE_LIMIT)
         hop = envelope.decode_headers(message.headers).hop
     except Unreadable:
         return None
-    return decoded.message_id, order(hop, State.DISCARDED)
+    return decoded.message_id, order(hop, State.QUEUED)

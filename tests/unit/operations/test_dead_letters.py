@@ -361,4 +361,6 @@ def test_thousands_of_letters_are_replayed_in_one_walk(jobs: Jobs, operations: O
     result = operations.dead.replay(Letters())
 
     assert len(result.job_ids) == 2000
+    assert result.recorded
+    assert {jobs.state(f"job-{n}") for n in (0, 999, 1999)} == {State.QUEUED}
     assert driver.counts(["post.high"])["post.high"].ready == 2000

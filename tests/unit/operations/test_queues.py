@@ -87,6 +87,32 @@ def test_a_purge_drops_what_waits_and_says_so_in_the_records(
     assert (done.action, done.target, done.count) == ("queues.purge", "post.high", 4)
 
 
+def test_a_worker_that_was_quicker_than_a_purge_has_the_last_word(
+    operations: Operations, deliver: Any, jobs: Jobs
+) -> None:
+    assert jobs.broker.store is not None
+    job_id = deliver.send(to="x").message_id
+    operations.queues.purge("post.high")
+    ended = State.SUCCEEDED
+
+    jobs.broker.store.write([Change(job_id=job_id, order=order(0, ended), state=ended, at=jobs.clock())])
+
+    assert jobs.state(job_id) is State.SUCCEEDED
+
+
+def test_a_job_that_was_given_back_can_be_purged(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    assert jobs.broker.store is not None
+    job_id = deliver.send(to="x").message_id
+    given_back = Change(
+        job_id=job_id, order=order(0, State.RUNNING), state=State.QUEUED, at=jobs.clock(), queue="post.high"
+    )
+    jobs.broker.store.write([given_back])
+
+    operations.queues.purge("post.high")
+
+    assert jobs.state(job_id) is State.DISCARDED
+
+
 def test_a_purge_leaves_what_runs(operations: Operations, deliver: Any, jobs: Jobs) -> None:
     job_id = deliver.send(to="x").message_id
     intake = jobs.broker.driver.open_intake(IntakeOptions(queues=["post.high"], budget=1, worker="w"))
