@@ -18,6 +18,8 @@ from callboard.store.base import Heartbeat
 
 log = structlog.get_logger(__name__)
 
+_LAST_WORD = 2.0  # seconds that a stopping worker waits for the store to hear that it stops
+
 
 class Heartbeats(Middleware):
     """Writes a sign of life into the store every few seconds.
@@ -41,8 +43,11 @@ class Heartbeats(Middleware):
         )
         self._thread.start()
 
-    def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
+    def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
+        # Not before: while running jobs finish, somebody may want to know who runs them.
         self._stop.set()
+        if self._thread is not None:
+            self._thread.join(_LAST_WORD)
 
     def _beat(self, broker: CallboardBroker, worker: Any) -> None:
         assert broker.store is not None

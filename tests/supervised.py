@@ -110,7 +110,14 @@ def tell(event):
     fields = {name: getattr(event, name) for name in event.__slots__}
     print(json.dumps(fields), flush=True)
 
+def tick(broker, stop):
+    (Path.cwd() / "ticking").write_text(str(len(broker.actors)))
+    stop.wait()
+    (Path.cwd() / "ticked").touch()
+
 configure_logging(style="json")
+if options.pop("ticker", False):
+    options["companions"] = {"ticker": tick}
 try:
     sys.exit(run_supervisor(WorkerOptions(log_format="json", **options), on_event=tell))
 except CallboardError as error:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: What jobs are made of. Templates and queries too: an application may read them once.
-_SUFFIXES = (".py", ".toml", ".html", ".txt", ".mjml", ".sql", ".json", ".yaml", ".yml")
+#: What jobs read: an application may read it once. Everywhere else only code counts, for jobs may write there.
+_CONTENT = "content"
+_SUFFIXES = (".py", ".toml")
 _SKIPPED = frozenset({"__pycache__", "node_modules", "var", "build", "dist", "site-packages"})
 
 
@@ -39,7 +40,7 @@ class Watcher:
         return {path: mark for folder in self._folders for path, mark in _files(folder)}
 
 
-def _files(folder: str) -> Iterator[tuple[str, tuple[int, int]]]:
+def _files(folder: str, *, content: bool = False) -> Iterator[tuple[str, tuple[int, int]]]:
     """The watched files below a folder, each with its time of change and size."""
     try:
         with os.scandir(folder) as entries:
@@ -48,8 +49,8 @@ def _files(folder: str) -> Iterator[tuple[str, tuple[int, int]]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     if not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):  # noqa: PTH110, PTH118  half the time of a Path
-                        yield from _files(entry.path)
-                elif entry.name.endswith(_SUFFIXES):
+                        yield from _files(entry.path, content=content or entry.name == _CONTENT)
+                elif content or entry.name.endswith(_SUFFIXES):
                     found = entry.stat()
                     yield entry.path, (found.st_mtime_ns, found.st_size)
     except OSError:  # removed while we looked

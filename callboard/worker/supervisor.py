@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -387,7 +387,8 @@ class Supervisor:
                 if self._urgency:
                     self._ask(process, self._urgency)
                 return
-        os.kill(report.pid, signal.SIGKILL)  # ordered, given up, and late
+        with suppress(ProcessLookupError):
+            os.kill(report.pid, signal.SIGKILL)  # ordered, given up, and late
 
     def _ready(self, report: Report) -> None:
         process = self._processes.get(report.pid)
@@ -512,10 +513,8 @@ class Supervisor:
     def _ask(self, process: _Process, urgency: int) -> None:
         if urgency > process.told:
             process.told, process.told_at = urgency, time.monotonic()
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(process.pid, _SIGNALS[urgency])
-            except ProcessLookupError:
-                return
 
     def _escalate(self) -> None:
         """Kill what doesn't stop although it was told to: its claims come back by themselves."""
@@ -551,7 +550,10 @@ class Supervisor:
             log.info("worker process started", **fields)
         else:
             log.info("application loaded anew")
-        self._on_event(event)
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("whoever is told of events failed")
 
 
 def _error_of(report: Report) -> CallboardError:

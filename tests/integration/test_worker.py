@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -101,8 +102,6 @@ def test_a_job_that_cannot_be_interrupted_ends_with_its_process_and_comes_again(
 
 
 def test_ctrl_c_reaches_every_process_and_still_jobs_finish(app: App) -> None:
-    import os
-
     worker = app.start(processes=2, threads=1, grace=60)
     worker.ready()
     app.send("hold", gate="gate")
@@ -116,8 +115,6 @@ def test_ctrl_c_reaches_every_process_and_still_jobs_finish(app: App) -> None:
 
 
 def test_sigterm_to_every_process_as_systemd_sends_it_is_still_a_graceful_stop(app: App) -> None:
-    import os
-
     worker = app.start(processes=2, threads=1, grace=60)
     worker.ready()
     app.send("hold", gate="gate")
@@ -199,6 +196,18 @@ def test_a_saved_file_is_loaded_and_a_broken_one_waits_for_the_next_save(app: Ap
     assert until(lambda: app.notes("version"))[0][1] == "333"
 
 
+def test_a_companion_runs_in_a_process_of_its_own_and_stops_with_the_worker(app: App) -> None:
+    worker = app.start(processes=1, ticker=True)
+    started = [worker.wait_for("started") for _ in range(2)]
+    [ticker] = [event["pid"] for event in started if event["companion"] == "ticker"]
+    until(lambda: (app.folder / "ticking").exists())
+    os.kill(ticker, signal.SIGKILL)
+    assert worker.wait_for("replaced")["companion"] == "ticker"
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+    assert (app.folder / "ticked").exists()
+
+
 # -- refusing ------------------------------------------------------------------------------------------------
 
 
@@ -257,8 +266,6 @@ def test_an_application_that_cannot_be_forked_is_loaded_by_each_process(hazard: 
     assert "each worker process loads the application by itself" in worker.log()
     app.send("quick")
     until(lambda: app.notes("end"))
-    import os
-
     os.kill(pids[0], signal.SIGKILL)
     assert worker.wait_for("replaced")["replaces"] == pids[0]
     worker.signal(signal.SIGTERM)

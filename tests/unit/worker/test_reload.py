@@ -54,7 +54,7 @@ def test_a_change_of_the_same_size_is_noticed_by_its_time(app: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["var/queue.json", ".git/config.py", "actors/__pycache__/email.py", "environment/lib.py", "notes.log"],
+    ["var/queue.py", ".git/config.py", "actors/__pycache__/email.py", "environment/lib.py", "report.html"],
 )
 def test_what_is_none_of_the_application_is_not_watched(app: Path, name: str) -> None:
     (app / "environment").mkdir()
