@@ -139,7 +139,7 @@ while True:
 def test_no_message_is_lost_when_processes_are_killed_at_random(
     driver: FileDriver, folder: Path, tmp_path: Path
 ) -> None:
-    """Two senders and three workers; every tenth of a second one of them is killed and replaced."""
+    """Two senders and three workers; 25 times one of them is killed, in the midst of things, and replaced."""
     chance = random.Random(5)
     logs: list[Path] = []
 
@@ -149,17 +149,24 @@ def test_no_message_is_lost_when_processes_are_killed_at_random(
         with logs[-1].open("wb") as log:
             return subprocess.Popen([sys.executable, "-c", PRELUDE + code, str(folder)], stdout=log)
 
+    def lines(place: int) -> int:
+        """How much it has said since it started."""
+        return logs[current[place]].read_bytes().count(b"\n")
+
     kinds = ["sender", "sender", "worker", "worker", "worker"]
+    current = list(range(len(kinds)))
     processes = [start(kind, name) for name, kind in enumerate(kinds)]
-    names = len(kinds)
+    end = time.monotonic() + PATIENCE
     try:
         for _ in range(25):
-            time.sleep(chance.uniform(0.05, 0.3))
-            place = chance.randrange(len(processes))
+            place, words = chance.randrange(len(kinds)), chance.choice([0, 1, 5, 20, 50])
+            while lines(place) < words and time.monotonic() < end:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.0, 0.01))
             processes[place].kill()
             processes[place].wait()
-            processes[place] = start(kinds[place], names)
-            names += 1
+            current[place] = len(logs)
+            processes[place] = start(kinds[place], len(logs))
     finally:
         for process in processes:
             process.kill()
@@ -176,8 +183,8 @@ def test_no_message_is_lost_when_processes_are_killed_at_random(
         ]
 
     sent, ran = numbers("sender"), numbers("worker")
-    assert len(sent) > 200
-    assert len(ran) > 200
+    assert len(sent) > 50
+    assert len(ran) > 50
     intake = driver.open_intake(
         IntakeOptions(queues=["mail.high", "mail.low"], budget=100_000, worker="last")
     )

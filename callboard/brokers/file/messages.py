@@ -42,7 +42,7 @@ def _append(
     last = f"(SELECT max(id) FROM messages WHERE id BETWEEN {first} AND {last_id(queue)})"
     if len(rows) == 1:
         connection.execute(
-            f"INSERT INTO messages VALUES (max(?1, coalesce({last} + 1, 0)), {NOBODY}, 0, ?2, ?3, ?4)",
+            f"INSERT INTO messages VALUES (max(?, coalesce({last} + 1, 0)), {NOBODY}, 0, ?, ?, ?)",
             (first + microseconds(now), *rows[0]),
         )
         return
@@ -55,9 +55,9 @@ def _append(
 
 def _put_delayed(connection: sqlite3.Connection, queue: int, message: Outgoing, due: int) -> None:
     connection.execute(
-        "INSERT INTO delayed VALUES (?1, ?2,"
-        " (SELECT coalesce(max(serial) + 1, 0) FROM delayed WHERE queue = ?1 AND due = ?2), ?3, ?4, ?5)",
-        (queue, due, message.job_id, message.headers, message.body),
+        "INSERT INTO delayed VALUES (?, ?,"
+        " (SELECT coalesce(max(serial) + 1, 0) FROM delayed WHERE queue = ? AND due = ?), ?, ?, ?)",
+        (queue, due, queue, due, message.job_id, message.headers, message.body),
     )
 
 

@@ -9,6 +9,7 @@ steps that grow, which halves the rate and makes the slowest wait ten times long
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -196,8 +197,7 @@ class Writer:
             batch.connection = connection = self._open()
             if self._shrinks:
                 self._shrinks = False
-                connection.execute("VACUUM")
-                connection.execute("PRAGMA wal_checkpoint")
+                _vacuum(connection)
             self._begin(connection, any(entry.durable for entry in entries), until)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
@@ -354,6 +354,12 @@ def _is_mostly_spare(connection: sqlite3.Connection) -> bool:
     pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
     spare: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
     return spare > _SPARE_PAGES and pages - spare < _CHEAP_PAGES
+
+
+def _vacuum(connection: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):  # no room for a copy, or somebody reads: another time
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint")
 
 
 _inherited: list[sqlite3.Connection] = []
