@@ -5,6 +5,8 @@ Exports `broker`, which commands take by this module's name, and `actor`, which 
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import dramatiq
 
 from callboard import ActorDecorator
@@ -20,7 +22,7 @@ store = open_store(settings.store_url, namespace=settings.namespace)
 broker = Broker(
     open_driver(settings.broker_url, namespace=settings.namespace),
     store=store,
-    middleware=stack(store),
+    middleware=stack(store, keep=timedelta(days=settings.record_retention_days)),
     send_deadline=settings.send_deadline,
     max_message_bytes=settings.max_message_bytes,
     park_deadline=settings.park_deadline,

@@ -76,10 +76,6 @@ class Settings(CallboardSettings):
     record_retention_days: float = Field(
         30.0, gt=0, description="Days that the store keeps the records of jobs that have ended."
     )
-    one_host: bool = Field(
-        False,
-        description="Says that a networked broker and a store in a local file are both used by one host only.",
-    )
     log_format: str = Field(
         "auto",
         pattern="^(auto|console|json)$",

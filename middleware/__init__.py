@@ -6,8 +6,10 @@ at the bottom, and what tells of it at the top.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from dramatiq import Middleware
-from dramatiq.middleware import AsyncIO, Callbacks, GroupCallbacks
+from dramatiq.middleware import Callbacks, GroupCallbacks
 from dramatiq.results import Results
 
 from callboard.metrics import Metrics
@@ -17,6 +19,7 @@ from callboard.store.results import StoreResultBackend
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
 from middleware.dead_letters import DeadLetters
+from middleware.event_loop import EventLoop
 from middleware.expiry import Expiry
 from middleware.heartbeats import Heartbeats
 from middleware.job_logging import JobLogging
@@ -24,18 +27,22 @@ from middleware.job_metrics import JobMetrics
 from middleware.periodic import Periodic
 from middleware.pipelines import Pipelines
 from middleware.records import Records
+from middleware.retention import Retention
 from middleware.retries import Retries
 from middleware.time_limits import TimeLimits
 
 
-def stack(store: Store, *, metrics: Metrics | None = None) -> list[Middleware]:
+def stack(
+    store: Store, *, metrics: Metrics | None = None, keep: timedelta = timedelta(days=30)
+) -> list[Middleware]:
     """The stack. Takes the store for what Dramatiq's own classes keep there: results and group barriers."""
     return [
         JobLogging(),  # outermost: it tells of what all the others decided
         JobMetrics(metrics or Metrics()),  # counts even what is skipped below
         Records(),  # sees the final disposition, after everyone has had a say
+        Retention(keep=keep),  # beside the records that it removes; has no part in any run
         Heartbeats(),  # says which worker lives, and what it runs
-        AsyncIO(),  # Dramatiq's: the event loop of async actors, before any job can start
+        EventLoop(),  # the event loop of async actors, before any job can start
         Cancellation(),  # a cancelled job must not start, so it stands before all that prepares a run
         Expiry(),  # and so must an expired one
         # Dramatiq's, of its exact class: it looks for that

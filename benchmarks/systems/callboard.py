@@ -31,7 +31,6 @@ class _Callboard(System):
         return {
             "CALLBOARD_BROKER_URL": self.url(),
             "CALLBOARD_STORE_URL": f"file:{self.folder}",
-            "CALLBOARD_ONE_HOST": "1",
             "CALLBOARD_LOG_LEVEL": "warning",
         }
 

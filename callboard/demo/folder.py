@@ -53,7 +53,7 @@ class DemoFolder:
     def settings(self, *, mail_port: int, broker_url: str | None = None) -> dict[str, str]:
         """The settings that have everything happen here."""
         here = f"file:{self.root}/var"
-        settings = {
+        return {
             "CALLBOARD_BROKER_URL": broker_url or here,
             "CALLBOARD_STORE_URL": here,
             "CALLBOARD_STORAGE_URL": f"file:{self.storage}",
@@ -61,9 +61,6 @@ class DemoFolder:
             "CALLBOARD_MAIL_URL": f"smtp://127.0.0.1:{mail_port}?starttls=never",
             "CALLBOARD_MAIL_FROM": "Callboard demo <demo@callboard.example>",
         }
-        if broker_url is not None:
-            settings["CALLBOARD_ONE_HOST"] = "1"  # a networked broker, and a store in a file
-        return settings
 
     def write_command(self, settings: Mapping[str, str]) -> Path:
         """Write the command that runs `callboard` with these settings, and return its path."""
