@@ -35,7 +35,7 @@ class Say(Protocol):
 
 
 _SENT_AT_ONCE = 20  # between two looks at what goes on
-_KILL_AFTER = 0.15  # of all jobs are proved
+_KILL_AFTER = 0.25  # of all jobs are proved
 _PATIENCE_FOR_BUSY = 4.0  # seconds in which we wait for a process that is busy in all its threads
 _OUT_OF_REACH = 0.5  # seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from callboard.demo.programme import PlannedJob
 from callboard.operations import Operations
@@ -25,6 +26,8 @@ class Knowledge:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
+        self._prover = ThreadPoolExecutor(1, thread_name_prefix="demo-prover")
+        self._proofs: dict[str, Future[str]] = {}
         self._attempts_before: dict[tuple[str, float], int] = {}
         self.sent: dict[str, PlannedJob] = {}
         self.records: dict[str, Record] = {}
@@ -37,22 +40,25 @@ class Knowledge:
             self.records[record.job_id] = record
             if record.state is State.DEAD and record.finished_at is not None:
                 self._attempts_before[record.job_id, record.finished_at] = record.attempt
-            if (
-                record.state is State.SUCCEEDED
-                and record.job_id in self.sent
-                and record.job_id not in self.proved
-            ):
+            if record.state is State.SUCCEEDED:
                 self._prove(record.job_id)
+        for job_id in [job_id for job_id, proof in self._proofs.items() if proof.done()]:
+            self._note(job_id, self._proofs.pop(job_id).result())
 
     def prove_rest(self) -> None:
-        """Have every job prove itself, whatever its record says. For when the broker has nothing any more.
+        """Have every job prove itself now, whatever its record says. For when the broker has nothing any more.
 
         Records are written behind the jobs: that of one that ended in the last moments before a kill -9 may say
         for ever that it waits or runs.
         """
         for job_id in self.sent:
-            if job_id not in self.proved:
-                self._prove(job_id)
+            self._prove(job_id)
+        for job_id in list(self._proofs):
+            self._note(job_id, self._proofs.pop(job_id).result())
+
+    def close(self) -> None:
+        """Prove nothing any more."""
+        self._prover.shutdown(cancel_futures=True)
 
     def state(self, job_id: str) -> State | None:
         """A job's state, or None where nothing is known yet."""
@@ -111,7 +117,12 @@ class Knowledge:
         )
 
     def _prove(self, job_id: str) -> None:
-        if fault := self.sent[job_id].proof(job_id):
+        """Begin a proof; it may take a second, in which the story goes on."""
+        if job_id in self.sent and job_id not in self.proved and job_id not in self._proofs:
+            self._proofs[job_id] = self._prover.submit(self.sent[job_id].proof, job_id)
+
+    def _note(self, job_id: str, fault: str) -> None:
+        if fault:
             self.faults[job_id] = fault
         else:
             self.faults.pop(job_id, None)

@@ -77,6 +77,8 @@ def _play(broker: str) -> int:
         stack.callback(app.close)
         actors = _own_actors(app)
         operations = Operations(app, who="demo")
+        knowledge = Knowledge(operations)
+        stack.callback(knowledge.close)
         worker = stack.enter_context(WorkerProcesses(environment, folder.log))
         stage = Stage(
             folder=folder,
@@ -84,7 +86,7 @@ def _play(broker: str) -> int:
             actors=actors,
             operations=operations,
             worker=worker,
-            knowledge=Knowledge(operations),
+            knowledge=knowledge,
             photographs=pictures,
             say=screen.say,
         )

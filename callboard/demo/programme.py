@@ -30,7 +30,7 @@ STRANGER = "stranger@example.org"
 LATE_PHOTOGRAPH = "photographs/late/city.png"
 
 _MAILS, _EXPORTS, _CLEANINGS = 180, 60, 12
-_WIDTHS = (240, 480, 640, 960)
+_WIDTHS = (240, 320, 480, 640, 960)
 _FORMATS = ("webp", "avif", "jpeg")
 # The pairs of airports in large countries take a second or two to find.
 _NEIGHBOURHOODS = (("US", 0.1), ("BR", 0.5), ("US", 0.12), ("BR", 0.7))

@@ -78,7 +78,7 @@ def build_database(path: Path) -> list[Airport]:
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(f"CREATE TABLE airports ({columns})")
         database.executemany(f"INSERT INTO airports VALUES ({marks})", rows)  # noqa: S608  question marks
-        database.execute("CREATE INDEX airports_by_country ON airports (country, latitude)")
+        database.execute("CREATE INDEX airports_by_place ON airports (country, latitude, longitude, icao)")
     return [Airport(icao=row[0], name=row[2], city=row[3], country=row[5]) for row in rows]
 
 

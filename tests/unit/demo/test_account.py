@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import dramatiq
 import pytest
 from prometheus_client import CollectorRegistry
@@ -61,8 +63,10 @@ class Theatre:
 
 
 @pytest.fixture
-def theatre(jobs: Jobs) -> Theatre:
-    return Theatre(jobs)
+def theatre(jobs: Jobs) -> Iterator[Theatre]:
+    theatre = Theatre(jobs)
+    yield theatre
+    theatre.knowledge.close()
 
 
 def test_jobs_that_did_what_they_should_are_done(theatre: Theatre) -> None:
