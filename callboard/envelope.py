@@ -5,7 +5,8 @@ at the send, signed if keys are set, and never rewritten: a retry, a park or a r
 bytes on. The headers travel beside it (an AMQP header, a column): attempts, the last errors, why it waits.
 
     {"queue_name": "email.high", "actor_name": "send-email", "args": [],
-     "kwargs": {"to": ["ada@example.org"]}, "options": {"callboard": {"v": 1, "tags": ["welcome"]}}, "message_id": "0198...", "message_timestamp": 1795305600000}
+     "kwargs": {"to": ["ada@example.org"]}, "options": {"callboard": {"v": 1, "tags": ["welcome"]}},
+     "message_id": "0198...", "message_timestamp": 1795305600000}
 """
 
 from __future__ import annotations

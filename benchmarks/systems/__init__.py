@@ -9,7 +9,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,7 +52,7 @@ class System(ABC):
         """What the worker needs beside `BENCH_COUNTER`."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections."""
 
     @contextmanager
@@ -71,14 +71,10 @@ class System(ABC):
             yield Workers(process, log)
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                pass
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
 
@@ -106,11 +102,8 @@ class Workers:
 
     def _pids(self) -> list[int]:
         session = self._process.pid
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _stat(int(entry.name), 3) == str(session):
-                found.append(int(entry.name))
-        return found
+        processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return [pid for pid in processes if _stat(pid, 3) == str(session)]
 
 
 def _stat(pid: int, field: int) -> str:
