@@ -29,7 +29,7 @@ STRANGER = "stranger@example.org"
 #: The photograph that isn't there when its job runs.
 LATE_PHOTOGRAPH = "photographs/late/city.png"
 
-_MAILS, _EXPORTS, _CLEANINGS = 180, 60, 12
+_MAILS, _EXPORTS, _CLEANINGS = 182, 60, 12
 _WIDTHS = (240, 320, 480, 640, 960)
 _FORMATS = ("webp", "avif", "jpeg")
 # The pairs of airports in large countries take a second or two to find.
