@@ -29,6 +29,7 @@ from callboard.brokers.file.bells import Ringer
 from callboard.brokers.file.intake import LONGEST_SLEEP, FileIntake
 from callboard.brokers.file.schema import MAX_QUEUES, explain
 from callboard.brokers.file.walk import walk
+from callboard.brokers.file.watch import DeathWatch
 from callboard.brokers.file.writer import MaybeWritten, Replaced, Writer
 from callboard.errors import BrokerUnavailable
 
@@ -61,6 +62,7 @@ class FileDriver(Driver):
         self._declared: set[str] = set()
         self._ringer = Ringer(self.workers_folder)
         self._intakes: set[FileIntake] = set()
+        self.watch = DeathWatch(self)
 
     def declare(self, queue: str) -> None:
         self._declared.add(queue)
@@ -155,6 +157,10 @@ class FileDriver(Driver):
         self._intakes.add(intake)
         return intake
 
+    @property
+    def open_intakes(self) -> list[FileIntake]:
+        return list(self._intakes)
+
     def forget(self, intake: FileIntake) -> None:
         """The intake closes."""
         self._intakes.discard(intake)
@@ -214,7 +220,7 @@ class FileDriver(Driver):
         return walk(self, queue, decide, progress)
 
     def close(self) -> None:
-        for intake in list(self._intakes):
+        for intake in self.open_intakes:
             intake.close()
         self._ringer.close()
         self.writer.close()

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 LONGEST_SLEEP = 1.0  # seconds after which a waiting worker looks by itself
-_DEATH_WATCH = 0.25  # seconds between two looks at whether the other workers live
-_ROLL_CALL = 10.0  # seconds between two looks for workers without a lock file
 _ACK_DELAY = 0.004  # seconds that an ack waits for a fetch to take it along
 _TRANSACTION = 5.0  # seconds within which a claim or an ack gets its turn
 _CLOSE = 2 * _TRANSACTION  # seconds that a close waits for what goes on
@@ -39,6 +37,7 @@ class FileIntake(Intake):
     def __init__(self, driver: FileDriver, options: IntakeOptions) -> None:
         self._driver = driver
         self._writer = driver.writer
+        self._watch = driver.watch
         self._options = options
         self._paused = options.paused
         self._reset()
@@ -63,8 +62,6 @@ class FileIntake(Intake):
         self._full = False
         self._closed = False
         self._outage = False
-        self._next_watch = 0.0
-        self._next_roll_call = 0.0
 
     def forked(self) -> None:
         """The claims are the parent's."""
@@ -94,7 +91,7 @@ class FileIntake(Intake):
     def _attempt(self, limit: int, end: float) -> list[Delivery]:
         """Claim; if there is nothing, listen until there is."""
         bell = self._enter()
-        self._watch()
+        self._watch.look()
         found, _ = self._claim(limit)
         try:
             while not found and not self._is_over(end) and self._generation == self._writer.generation:
@@ -112,10 +109,10 @@ class FileIntake(Intake):
         until = min(end, now + LONGEST_SLEEP)
         if next_due is not None:
             until = min(until, now + next_due - time.time())
-        while not bell.wait(min(until, self._next_watch) - time.monotonic()):
+        while not bell.wait(min(until, self._watch.next) - time.monotonic()):
             if time.monotonic() >= until:
                 break
-            self._watch()
+            self._watch.look()
         else:
             return
         if next_due is None:
@@ -208,49 +205,27 @@ class FileIntake(Intake):
         )
         self._bell = Bell(folder, self._registration.number)
         self._picker = None
-        self._bury(None)
+        self._watch.call_the_roll()
 
-    def _watch(self) -> None:
-        """Now and then, look whether other workers have died, and let everybody have their claims."""
-        now = time.monotonic()
-        if now < self._next_watch:
-            return
-        self._next_watch = now + _DEATH_WATCH
-        folder, own = self._driver.workers_folder, self._registration
-        assert own is not None
-        suspects = workers.suspects(folder, own)
-        if suspects is None:
-            self._renew(own)
-        elif suspects:
-            self._bury(suspects)
-        elif now >= self._next_roll_call:
-            self._bury(None)
-
-    def _bury(self, suspects: list[int] | None) -> None:
-        """Rescue the claims of the dead among the suspects, or among all: some may have left no file."""
-        if suspects is None:
-            self._next_roll_call = time.monotonic() + _ROLL_CALL
+    def still_registered(self, numbers: set[int]) -> int | None:
+        """Our number, of those that have a lock file. If somebody has deleted ours, it is made anew, unless
+        others took us for dead already."""
+        own = self._registration
+        if own is None or own.number in numbers:
+            return own.number if own is not None else None
         folder = self._driver.workers_folder
-        dead = self._writer.run(
-            lambda connection: workers.bury(connection, folder, suspects),
-            durable=False,
-            until=time.monotonic() + _TRANSACTION,
-        )
-        if dead.messages:
-            log.warning("workers_rescued", workers=dead.names, messages=dead.messages)
-            self._driver.ring(dead.queues, dead.messages)
-
-    def _renew(self, own: Registration) -> None:
-        """Somebody has deleted our lock's file. Make it anew, unless others took us for dead already."""
-        folder = self._driver.workers_folder
-        self._registration = renewed = self._writer.run(
-            lambda connection: workers.renew(connection, folder, own),
-            durable=False,
-            until=time.monotonic() + _TRANSACTION,
-        )
-        if renewed is None:
-            log.error("claims_lost", reason=f"the files in {folder} were deleted", claims=len(self._held))
-        self._generation = 0 if renewed is None else self._generation
+        with self._applying:
+            if self._closed:
+                return None
+            self._registration = renewed = self._writer.run(
+                lambda connection: workers.renew(connection, folder, own),
+                durable=False,
+                until=time.monotonic() + _TRANSACTION,
+            )
+            if renewed is None:
+                log.error("claims_lost", reason=f"files in {folder} were deleted", claims=len(self._held))
+                self._generation = 0  # register anew
+        return own.number
 
     # --- letting go
 

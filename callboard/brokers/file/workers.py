@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,16 +80,18 @@ def leave(connection: sqlite3.Connection, folder: Path, worker: Registration) ->
         _lock_path(folder, worker.number).unlink(missing_ok=True)
 
 
-def suspects(folder: Path, own: Registration) -> list[int] | None:
-    """The workers whose lock can be had. None if our own is gone. Touches no database."""
+def present(folder: Path) -> set[int]:
+    """The numbers of all who have a lock file."""
     try:
         files = os.listdir(folder)  # noqa: PTH208 - names will do, four times a second
     except FileNotFoundError:
-        return None
-    numbers = [int(file[:-5]) for file in files if file.endswith(".lock") and file[:-5].isdecimal()]
-    if own.number not in numbers:
-        return None
-    return [number for number in numbers if number != own.number and _is_free(_lock_path(folder, number))]
+        return set()
+    return {int(file[:-5]) for file in files if file.endswith(".lock") and file[:-5].isdecimal()}
+
+
+def suspects(folder: Path, numbers: Iterable[int]) -> list[int]:
+    """Those whose lock can be had. Touches no database."""
+    return [number for number in numbers if _is_free(_lock_path(folder, number))]
 
 
 def bury(connection: sqlite3.Connection, folder: Path, suspects: Collection[int] | None) -> Dead:
@@ -98,6 +100,7 @@ def bury(connection: sqlite3.Connection, folder: Path, suspects: Collection[int]
     Whose lock isn't there is dead too: the folder was restored, or cleaned.
     """
     dead = Dead()
+    numbers = set(suspects or ())
     for number, name in connection.execute("SELECT number, name FROM workers").fetchall():
         if suspects is not None and number not in suspects:
             continue
@@ -106,10 +109,11 @@ def bury(connection: sqlite3.Connection, folder: Path, suspects: Collection[int]
             continue
         rescued = messages.rescue(connection, number)
         connection.execute("DELETE FROM workers WHERE number = ?", (number,))
+        numbers.add(number)
         dead.names.append(name)
         dead.queues.update(map(queue_of, rescued))
         dead.messages += len(rescued)
-    for number in suspects or ():
+    for number in numbers:
         _remove_files(connection, folder, number)
     return dead
 

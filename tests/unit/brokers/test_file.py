@@ -15,6 +15,7 @@ import pytest
 
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.file import FileDriver, bells, messages, schema
+from callboard.brokers.file.intake import FileIntake
 from callboard.errors import BrokerUnavailable
 
 PATIENCE = 30.0
@@ -535,7 +536,10 @@ def test_a_worker_that_leaves_leaves_nothing_behind(driver: FileDriver, folder: 
 
 def vanish(intake: Intake) -> None:
     """What the kernel does when a worker is killed."""
-    intake._registration.lock.close()  # type: ignore[attr-defined]
+    assert isinstance(intake, FileIntake)
+    assert intake._registration is not None
+    intake._driver.forget(intake)
+    intake._registration.lock.close()
 
 
 def test_a_worker_that_vanishes_is_rescued_and_cleared_away(driver: FileDriver, folder: Path) -> None:
