@@ -76,12 +76,14 @@ def _declaring_modules(folder: Path) -> Iterator[str]:
         if spec is None:
             continue
         places = list(spec.submodule_search_locations or ())
-        found = getattr(_import(package), "__path__", [])
-        if places != list(found):
+        winner = importlib.util.find_spec(package)
+        found = list(winner.submodule_search_locations or ()) if winner is not None else []
+        if places != found:  # a package without __init__.py loses against one that has it
             raise AppError(
                 f"'{package}' is imported from {', '.join(found) or 'elsewhere'} and not from {', '.join(places)}; "
                 f"put an empty __init__.py there, and start Python without another '{package}' on its path"
             )
+        yield package
         yield from _below(package, places)
 
 
