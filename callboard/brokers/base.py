@@ -74,6 +74,9 @@ MAX_DELAY = timedelta(days=300)
 MAX_HOOK_FAILURES = 20
 UNIQUE_TTL = timedelta(days=1)
 _PARK_FIRST, _PARK_LAST = 5.0, 60.0
+_HOOK_FIRST, _HOOK_LAST = 1.0, 60.0
+#: What a hook may raise and the worker outlives. SystemExit would end a thread of Dramatiq's worker, silently.
+_HOOK_ERRORS = (Exception, SystemExit)
 #: `idle_without` (see `_is_idle_after_plain_run`) of Dramatiq's own middleware.
 _IDLE_WITHOUT: dict[type[Any], frozenset[str]] = {
     Callbacks: frozenset({"on_success"}),
@@ -512,9 +515,8 @@ class Broker(dramatiq.Broker):
             return Die(f"middleware: {text}", traceback=dead_letter.format_traceback(disposition.error))
         message.failed = False
         message.headers.hook_failures = failures
-        return Later(
-            State.RETRYING, due=self.clock() + min(60.0, 2.0 ** (failures - 1)), reason=f"middleware: {text}"
-        )
+        wait = min(_HOOK_LAST, _HOOK_FIRST * 2.0 ** (failures - 1))
+        return Later(State.RETRYING, due=self.clock() + wait, reason=f"middleware: {text}")
 
     def _again(self, message: ClaimedMessage, later: Later) -> Outgoing:
         old = message.headers
@@ -607,6 +609,9 @@ class Broker(dramatiq.Broker):
         if signal == "process_message":
             self.before_run(args[0])
             return
+        if signal in ("ack", "nack"):  # whatever they raise, the message is settled
+            self._call_hooks("before_" + signal, *args, **kwargs)
+            return
         for hook in self._hooks_of("before_" + signal):
             try:
                 hook(self, *args, **kwargs)
@@ -617,14 +622,15 @@ class Broker(dramatiq.Broker):
                     raise
                 log.exception("hook failed", hook=_hook_name(hook))
         if signal == "worker_boot":
+            self.stopping.clear()
             if self.control is not None:
                 self.control.start()
             if isinstance(args[0], dramatiq.Worker):
-                take_over(args[0])
+                take_over(args[0], self)
         elif signal == "worker_shutdown":
             self.stopping.set()
             if isinstance(args[0], dramatiq.Worker):
-                give_back_unstarted(args[0])
+                give_back_unstarted(args[0], self)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Run every hook. A failure after a run becomes the message's disposition; any other is logged."""
@@ -653,7 +659,7 @@ class Broker(dramatiq.Broker):
                 if message.disposition is None and not message.failed:
                     message.disposition = Finish(State.DISCARDED, reason=f"skipped by {_hook_name(hook)}")
                 raise
-            except Exception as error:
+            except _HOOK_ERRORS as error:
                 log.exception(
                     "hook failed, the job doesn't run", hook=_hook_name(hook), job_id=message.message_id
                 )
@@ -673,7 +679,7 @@ class Broker(dramatiq.Broker):
         for hook in hooks:
             try:
                 hook(self, message, result=result, exception=error)
-            except Exception as raised:
+            except _HOOK_ERRORS as raised:
                 log.exception("hook failed", hook=_hook_name(hook), job_id=message.message_id)
                 failed = failed or HookFailed(_hook_name(hook), raised)
         self._note_failure(message, failed)
@@ -693,7 +699,7 @@ class Broker(dramatiq.Broker):
         for hook in self._hooks_of(method):
             try:
                 hook(self, *args, **kwargs)
-            except Exception as error:
+            except _HOOK_ERRORS as error:
                 log.exception("hook failed", hook=_hook_name(hook))
                 failed = failed or HookFailed(_hook_name(hook), error)
         return failed
@@ -744,6 +750,10 @@ class Broker(dramatiq.Broker):
         """Whether a job is to stop, as far as this process knows; it learns within a second."""
         return self.control is not None and job_id in self.control.cancelled
 
+    def is_paused(self, queue_name: str) -> bool:
+        """Whether nothing is to be claimed from a queue, as far as this process knows."""
+        return self.control is not None and queue_name in self.control.paused
+
     def save_checkpoint(self, job_id: str, state: bytes) -> None:
         """Keep a run's state for the next run."""
         if self.store is None:
@@ -785,7 +795,8 @@ class Broker(dramatiq.Broker):
         self.stopping.set()
         if self.control is not None:
             self.control.stop()
-        self.driver.close()
+        if not self.running:  # the claims of jobs that run on end with the process, not before
+            self.driver.close()
         if self.recorder is not None:
             self.recorder.close()
         if self.store is not None:

@@ -118,6 +118,12 @@ class ClaimedMessage(MessageProxy):
             message_timestamp=self.message_timestamp,
         )
 
+    def __str__(self) -> str:
+        # Dramatiq's worker logs what fails or is skipped, and its own text shows the arguments, secrets and all.
+        return f"{self.actor_name} {self.message_id}"
+
+    __repr__ = __str__
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(Message, name):
             raise AttributeError(name)

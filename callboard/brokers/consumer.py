@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import dramatiq
+import structlog
 from dramatiq.broker import MessageProxy
 
 from callboard.brokers.claim import ClaimedMessage
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
     from callboard.brokers.base import Broker
 
 
+log = structlog.get_logger(__name__)
+
+
 class Consumer(dramatiq.Consumer):
-    """Hands out received messages, and settles each by its disposition, whether it is acked or nacked."""
+    """Hands out received messages, and settles each by its disposition, whether it is acked or nacked.
+
+    While its queue is paused it claims nothing and hands out nothing.
+    """
 
     def __init__(self, broker: Broker, intake: Intake, *, queue: str, prefetch: int, timeout: float) -> None:
         self._broker = broker
@@ -29,6 +36,11 @@ class Consumer(dramatiq.Consumer):
         self._timeout = timeout
         self._fetched: deque[Delivery] = deque()
         self._stopped = threading.Event()
+        self._paused: bool | None = None  # as the intake was told; it may have changed since it was opened
+
+    def wake(self) -> None:
+        """Look now whether the queue is paused."""
+        self._intake.wake()
 
     def stop_claiming(self) -> None:
         """Fetch nothing more, and give back what isn't handed out yet. Acks still go through."""
@@ -43,11 +55,31 @@ class Consumer(dramatiq.Consumer):
             self._intake.flush(self._timeout)
             time.sleep(0.01)
             return None
+        self._obey_pauses()
         if not self._fetched:
             self._fetched.extend(self._intake.fetch(self._prefetch, self._timeout))
             if not self._fetched:
                 return None
-        return self._broker.receive(self._fetched.popleft(), self._intake)
+        return self._receive(self._fetched.popleft())
+
+    def _obey_pauses(self) -> None:
+        paused = self._broker.is_paused(self._queue)
+        if paused is not self._paused:
+            self._intake.pause(frozenset([self._queue]) if paused else frozenset())
+            self._paused = paused
+        if paused and self._fetched:
+            self._intake.give_back(self._fetched)
+            self._fetched.clear()
+
+    def _receive(self, delivery: Delivery) -> MessageProxy | None:
+        try:
+            return self._broker.receive(delivery, self._intake)
+        except Exception:
+            # Raised, it would make Dramatiq close this consumer, and with it the claims of jobs that run.
+            log.exception(
+                "a message can't be received, it stays claimed until this worker ends", queue=delivery.queue
+            )
+            return None
 
     def ack(self, message: MessageProxy) -> None:
         assert isinstance(message, ClaimedMessage)
@@ -65,4 +97,9 @@ class Consumer(dramatiq.Consumer):
     def close(self) -> None:
         self._intake.give_back(self._fetched)
         self._fetched.clear()
-        self._intake.close()
+        running = [m.message_id for m in list(self._broker.running.values()) if m.intake is self._intake]
+        if running:  # they outlast the shutdown's timeout: to let go of them now would run them twice at once
+            log.warning("jobs that run on stay claimed until this process ends", jobs=running)
+            self._intake.pause(frozenset([self._queue]))
+        else:
+            self._intake.close()
