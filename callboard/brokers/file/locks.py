@@ -97,8 +97,8 @@ class TurnLock(LockedFile):
             raise
 
     def _take(self) -> bool:
-        with self._mutex:  # while our thread is in the queue, the lock may become ours at any moment
-            return not self._queued and self.try_lock()
+        # While our thread is in the queue, the lock may become ours at any moment.
+        return not self._queued and self.try_lock()
 
     def _came_late(self, latch: threading.Lock) -> bool:
         """Leave; True if the lock has just become ours."""

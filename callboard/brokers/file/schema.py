@@ -24,6 +24,9 @@ NOBODY = 128
 FIRST_WORKER = NOBODY + 1
 MAX_WORKERS = 1024
 
+PAGE = 4096  # bytes
+LOG_PAGES = 1000  # after which the write-ahead log begins anew
+
 _TABLES = f"""
 CREATE TABLE queues (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE messages (
@@ -44,6 +47,7 @@ CREATE TABLE delayed (
     body BLOB NOT NULL,
     PRIMARY KEY (queue, due, serial)
 ) WITHOUT ROWID;
+CREATE TABLE filler (zeros BLOB);
 CREATE TABLE workers (number INTEGER PRIMARY KEY, name TEXT NOT NULL, queues TEXT NOT NULL);
 """
 
@@ -106,8 +110,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         "synchronous = FULL",
         "secure_delete = OFF",  # Debian's default writes zeros over each message that is done
         "cache_size = -16000",  # kB
-        # Pages. Writing over the log costs a third less than making it longer, so it shall begin anew soon.
-        "wal_autocheckpoint = 1000",
+        f"wal_autocheckpoint = {LOG_PAGES}",
         f"journal_size_limit = {64 << 20}",
         "temp_store = MEMORY",
     ):
