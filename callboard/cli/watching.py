@@ -123,6 +123,7 @@ def _watcher_for_people() -> Watcher:
 
 def _view(record: Record, sentence: str) -> RenderableType:
     from rich.console import Group
+    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
@@ -131,6 +132,7 @@ def _view(record: Record, sentence: str) -> RenderableType:
     head: Text = Text.assemble((printable(record.actor), "bold"), f"  {record.job_id}  ")
     parts: list[RenderableType] = [head.append_text(state(record.state))]
     if record.state is State.RUNNING and record.progress is not None:
-        parts.append(ProgressBar(total=1.0, completed=record.progress, width=40))
+        # In a padding, which ends its line: a bar by itself doesn't.
+        parts.append(Padding(ProgressBar(total=1.0, completed=record.progress, width=40), 0))
     parts.append(Text(printable(sentence)))
     return Group(*parts)
