@@ -246,6 +246,11 @@ class SupervisedWorker:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def signal_again(self, number: signal.Signals) -> None:
+        """As a person does, after a moment: two signals at once are one order."""
+        time.sleep(0.4)
+        self.process.send_signal(number)
+
     def exit_code(self) -> int:
         """Wait for its end."""
         return self.process.wait(PATIENCE)

@@ -115,10 +115,7 @@ class Child:
             return NOT_STARTED
         self._plan.reports.send(Report("ready", os.getpid(), block=self._block))
         self._work()
-        if self._finished:
-            broker.close()
-        elif broker.recorder is not None:  # the driver must not let go of what still runs
-            broker.recorder.close()
+        broker.close()
         return ENDED if self._ended_by_itself else 0
 
     def _told(self, error: BaseException) -> Report:

@@ -45,6 +45,8 @@ _BEGIN_SECONDS = 10.0  # from the order to fork a process to its first word
 _GIVE_UP_AFTER = 3  # failed starts of a process, if none has ever started
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.1, 10.0
 _SHORT_LIFE, _SHORT_LIFE_PAUSE = 2.0, 0.5
+#: Process managers may signal a process and then its group: within so many seconds that is one order.
+_ONE_ORDER = 0.3
 _STOP, _QUICK, _KILL = 1, 2, 3
 _Replace = Literal["none", "one by one", "all at once"]
 _SIGNALS = {_STOP: signal.SIGTERM, _QUICK: signal.SIGQUIT, _KILL: signal.SIGKILL}
@@ -168,6 +170,7 @@ class Supervisor:
         self._loading: Zygote | None = None
         self._hazard = ""
         self._urgency = 0
+        self._last_order = 0.0
         self._code = 0
         self._ever_ready = False
         self._last_failure = ""
@@ -254,7 +257,8 @@ class Supervisor:
     def _obey(self, numbers: bytes) -> None:
         for number in numbers:
             if number in (signal.SIGTERM, signal.SIGINT):
-                self._stop(self._urgency + 1)
+                if time.monotonic() - self._last_order > _ONE_ORDER:
+                    self._stop(self._urgency + 1)
             elif number == signal.SIGQUIT:
                 self._stop(max(_QUICK, self._urgency))
             elif number == signal.SIGHUP:
@@ -499,6 +503,7 @@ class Supervisor:
 
     def _stop(self, urgency: int) -> None:
         """Stop everything: 1 within the grace, 2 at once, 3 by killing."""
+        self._last_order = time.monotonic()
         urgency = min(urgency, _KILL)
         if urgency == self._urgency:
             return

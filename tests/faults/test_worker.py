@@ -149,9 +149,9 @@ def test_a_stopped_process_that_does_not_obey_is_killed_by_a_third_signal(app: A
     os.kill(pid, signal.SIGSTOP)
     worker.signal(signal.SIGTERM)
     until(lambda: "running jobs may finish" in worker.log())
-    worker.signal(signal.SIGTERM)
+    worker.signal_again(signal.SIGTERM)
     until(lambda: "stopping at once" in worker.log())
     assert is_alive(pid)
-    worker.signal(signal.SIGTERM)
+    worker.signal_again(signal.SIGTERM)
     assert worker.exit_code() == 0
     assert not is_alive(pid)

@@ -62,7 +62,7 @@ def test_a_second_signal_interrupts_what_runs_and_gives_it_back_uncounted(
     until(lambda: app.notes("start"))
     worker.signal(signal.SIGINT)
     until(lambda: "running jobs may finish" in worker.log())
-    worker.signal(second)
+    worker.signal_again(second)
     assert worker.exit_code() == 0
     counts = app.counts()
     assert (counts.ready, counts.claimed) == (1, 0)
@@ -75,6 +75,19 @@ def test_a_second_signal_interrupts_what_runs_and_gives_it_back_uncounted(
     again.ready(1)
     until(lambda: app.notes("end"))
     assert [attempt for _, _, _, attempt in app.notes("start")] == ["1", "1"]
+
+
+def test_two_signals_at_once_are_one_order(app: App) -> None:
+    worker = app.start(processes=1, grace=60)
+    worker.ready(1)
+    app.send("hold", gate="gate")
+    until(lambda: app.notes("start"))
+    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGINT)
+    until(lambda: "running jobs may finish" in worker.log())
+    app.open("gate")
+    assert worker.exit_code() == 0
+    assert len(app.notes("end")) == 1
 
 
 def test_after_the_grace_what_runs_is_given_back(app: App) -> None:
