@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import select
 from collections.abc import Collection, Iterable
@@ -75,7 +76,6 @@ class Bell:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-        self._board.close()
 
 
 class Ringer:
@@ -112,11 +112,6 @@ class Ringer:
         self._next = (self._next + 1) % len(slots)
         return slots[self._next :] + slots[: self._next]
 
-    def close(self) -> None:
-        board, self._board = self._board, None
-        if board is not None:
-            board.close()
-
 
 def _ring(path: str) -> bool:
     try:
@@ -136,46 +131,50 @@ def _ring(path: str) -> bool:
     return True
 
 
+_BOARD_SIZE = MAX_WORKERS * (1 + _MASK)
+
+
 def set_up(folder: Path) -> None:
     """Make the folder and the file of flags. Only for whoever holds the writers' lock."""
     folder.mkdir(exist_ok=True)
     path = folder / "idle"
     if not path.exists():
         made = folder / "idle.new"
-        made.write_bytes(bytes(MAX_WORKERS * (1 + _MASK)))  # in full, so that no later write needs room
+        made.write_bytes(bytes(_BOARD_SIZE))  # in full, because memory can't say that the disk is full
         made.rename(path)
 
 
 class _Board:
-    """The file of flags: a byte for each worker that says whether it waits, then the queues of each."""
+    """The file of flags: a byte for each worker that says whether it waits, then the queues of each.
+
+    It is mapped into memory: every send looks at it.
+    """
 
     def __init__(self, folder: Path | str) -> None:
-        self._fd = os.open(f"{folder}/idle", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"{folder}/idle", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._bytes = mmap.mmap(fd, _BOARD_SIZE)
+        finally:
+            os.close(fd)
 
     def waiting(self) -> list[int]:
-        flags = os.pread(self._fd, MAX_WORKERS, 0)
-        slots: list[int] = []
-        slot = flags.find(b"\1")
+        flags, slots = self._bytes, []
+        slot = flags.find(b"\1", 0, MAX_WORKERS)
         while slot >= 0:
             slots.append(slot)
-            slot = flags.find(b"\1", slot + 1)
+            slot = flags.find(b"\1", slot + 1, MAX_WORKERS)
         return slots
 
     def write_flag(self, slot: int, waits: bool) -> None:
-        if self._fd >= 0:
-            os.pwrite(self._fd, b"\1" if waits else b"\0", slot)
+        self._bytes[slot] = waits
 
     def wants(self, slot: int, queues: Collection[int]) -> bool:
-        mask = os.pread(self._fd, _MASK, MAX_WORKERS + slot * _MASK)
-        return any(mask[queue // 8 % _MASK] & 1 << queue % 8 for queue in queues)
+        start = MAX_WORKERS + slot * _MASK
+        return any(self._bytes[start + queue // 8 % _MASK] & 1 << queue % 8 for queue in queues)
 
     def write_mask(self, slot: int, queues: Iterable[int]) -> None:
         mask = bytearray(_MASK)
         for queue in queues:
             mask[queue // 8 % _MASK] |= 1 << queue % 8
-        os.pwrite(self._fd, mask, MAX_WORKERS + slot * _MASK)
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        start = MAX_WORKERS + slot * _MASK
+        self._bytes[start : start + _MASK] = mask

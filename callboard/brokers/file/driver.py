@@ -222,7 +222,6 @@ class FileDriver(Driver):
     def close(self) -> None:
         for intake in self.open_intakes:
             intake.close()
-        self._ringer.close()
         self.writer.close()
 
 

@@ -638,7 +638,6 @@ def test_a_worker_that_has_no_room_does_not_swallow_the_ring_for_another(driver:
         wait_until(lambda: len(found) == n + 1)  # noqa: B023
         late.append(found[-1] - sent)
     assert sorted(late)[5] < 0.2  # without the ring it is a second
-    board.close()
     driver.close()
     for thread in threads:
         thread.join(PATIENCE)
@@ -666,7 +665,6 @@ def test_a_waiting_worker_is_woken_rather_than_looking_by_itself(driver: FileDri
         wait_until((driver.workers_folder / "idle").exists)
         board = bells._Board(driver.workers_folder)
         wait_until(lambda: len(board.waiting()) == 1)  # noqa: B023
-        board.close()
         start = time.monotonic()
         match act:
             case "put":
