@@ -243,10 +243,10 @@ class SupervisedWorker:
         """Wait until so many processes have started; returns their pids."""
         return [self.wait_for("started")["pid"] for _ in range(processes)]
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def signal_again(self, number: signal.Signals) -> None:
+    def send_signal_again(self, number: signal.Signals) -> None:
         """As a person does, after a moment: two signals at once are one order."""
         time.sleep(0.4)
         self.process.send_signal(number)

@@ -87,7 +87,7 @@ def test_all_processes_killed_at_once_are_all_replaced(app: App) -> None:
     assert {worker.wait_for("replaced")["replaces"] for _ in pids} == set(pids)
     app.send("quick")
     until(lambda: app.notes("end"))
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
 
 
@@ -112,7 +112,7 @@ def test_when_the_supervisor_is_killed_the_others_stop_and_give_back(app: App) -
     for _ in range(3):
         app.send("hold", gate="never")
     until(lambda: len(app.notes("start")) == 3)
-    worker.signal(signal.SIGKILL)
+    worker.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     until(lambda: not any(is_alive(pid) for pid in (*pids, zygote)))
     assert time.monotonic() - killed < 5
@@ -126,7 +126,7 @@ def test_an_orphan_whose_job_cannot_be_interrupted_ends_all_the_same(app: App) -
     pids = worker.ready(1)
     app.send("deaf", seconds=3600)
     until(lambda: app.notes("start"))
-    worker.signal(signal.SIGKILL)
+    worker.send_signal(signal.SIGKILL)
     until(lambda: not is_alive(pids[0]))
 
 
@@ -139,7 +139,7 @@ def test_when_the_process_that_starts_the_others_is_killed_they_go_on(app: App) 
     assert all(is_alive(pid) for pid in pids)
     os.kill(pids[0], signal.SIGKILL)
     assert worker.wait_for("replaced")["replaces"] == pids[0]
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
 
 
@@ -147,11 +147,11 @@ def test_a_stopped_process_that_does_not_obey_is_killed_by_a_third_signal(app: A
     worker = app.start(processes=1, grace=3600)
     [pid] = worker.ready(1)
     os.kill(pid, signal.SIGSTOP)
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     until(lambda: "running jobs may finish" in worker.log())
-    worker.signal_again(signal.SIGTERM)
+    worker.send_signal_again(signal.SIGTERM)
     until(lambda: "stopping at once" in worker.log())
     assert is_alive(pid)
-    worker.signal_again(signal.SIGTERM)
+    worker.send_signal_again(signal.SIGTERM)
     assert worker.exit_code() == 0
     assert not is_alive(pid)

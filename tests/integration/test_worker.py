@@ -30,7 +30,7 @@ def test_jobs_run_in_all_processes_and_all_stop_with_exit_code_0(app: App) -> No
     assert {int(pid) for _, _, pid, _ in app.notes("start")} == set(pids)
     app.open("gate")
     until(lambda: len(app.notes("end")) == 4)
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
     assert {job for _, job, _, _ in app.notes("end")} == set(jobs)
     assert not any(is_alive(pid) for pid in pids)
@@ -42,7 +42,7 @@ def test_sigterm_lets_running_jobs_finish_and_gives_the_others_back(app: App) ->
     first = app.send("hold", gate="gate")
     until(lambda: app.notes("start"))
     others = [app.send("quick") for _ in range(3)]
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     until(lambda: "stopping" in worker.log())
     assert app.counts().ready == 3
     app.open("gate")
@@ -60,9 +60,9 @@ def test_a_second_signal_interrupts_what_runs_and_gives_it_back_uncounted(
     worker.ready()
     job = app.send("hold", gate="never")
     until(lambda: app.notes("start"))
-    worker.signal(signal.SIGINT)
+    worker.send_signal(signal.SIGINT)
     until(lambda: "running jobs may finish" in worker.log())
-    worker.signal_again(second)
+    worker.send_signal_again(second)
     assert worker.exit_code() == 0
     counts = app.counts()
     assert (counts.ready, counts.claimed) == (1, 0)
@@ -82,8 +82,8 @@ def test_two_signals_at_once_are_one_order(app: App) -> None:
     worker.ready(1)
     app.send("hold", gate="gate")
     until(lambda: app.notes("start"))
-    worker.signal(signal.SIGTERM)
-    worker.signal(signal.SIGINT)
+    worker.send_signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGINT)
     until(lambda: "running jobs may finish" in worker.log())
     app.open("gate")
     assert worker.exit_code() == 0
@@ -95,7 +95,7 @@ def test_after_the_grace_what_runs_is_given_back(app: App) -> None:
     worker.ready(1)
     app.send("hold", gate="never")
     until(lambda: app.notes("start"))
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
     counts = app.counts()
     assert (counts.ready, counts.claimed) == (1, 0)
@@ -106,7 +106,7 @@ def test_a_job_that_cannot_be_interrupted_ends_with_its_process_and_comes_again(
     worker.ready(1)
     app.send("deaf", seconds=3600)
     until(lambda: app.notes("start"))
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
     again = app.start(processes=1)
     again.ready(1)
@@ -174,7 +174,7 @@ def test_sighup_replaces_the_processes_one_by_one_by_such_that_run_the_new_code(
     old = worker.ready()
     actors = (app.folder / "actors/jobs.py").read_text()
     app.write("actors/jobs.py", actors.replace("VERSION = 1", "VERSION = 22"))
-    worker.signal(signal.SIGHUP)
+    worker.send_signal(signal.SIGHUP)
     kinds = [worker.wait_for("started"), worker.wait_for("stopped"), worker.wait_for("started")]
     assert kinds[1]["pid"] in old
     worker.wait_for("stopped")
@@ -189,7 +189,7 @@ def test_code_that_cannot_be_loaded_leaves_the_old_processes_at_work(app: App) -
     worker = app.start(processes=1)
     [pid] = worker.ready(1)
     app.write("actors/broken.py", "raise RuntimeError('half-saved')")
-    worker.signal(signal.SIGHUP)
+    worker.send_signal(signal.SIGHUP)
     until(lambda: "half-saved" in worker.log())
     app.send("quick")
     until(lambda: app.notes("end"))
@@ -216,7 +216,7 @@ def test_a_companion_runs_in_a_process_of_its_own_and_stops_with_the_worker(app:
     until(lambda: (app.folder / "ticking").exists())
     os.kill(ticker, signal.SIGKILL)
     assert worker.wait_for("replaced")["companion"] == "ticker"
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
     assert (app.folder / "ticked").exists()
 
@@ -281,5 +281,5 @@ def test_an_application_that_cannot_be_forked_is_loaded_by_each_process(hazard: 
     until(lambda: app.notes("end"))
     os.kill(pids[0], signal.SIGKILL)
     assert worker.wait_for("replaced")["replaces"] == pids[0]
-    worker.signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
