@@ -7,7 +7,7 @@ from typing import Any
 from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
-from callboard.brokers.base import job_order
+from callboard.brokers.claim import job_order
 from callboard.context import Run, enter_run
 from callboard.states import State
 

@@ -10,8 +10,7 @@ from dramatiq.broker import MessageProxy
 from callboard import queues
 from callboard.actor import JobActor
 from callboard.brokers.base import Broker as CallboardBroker
-from callboard.brokers.base import job_order
-from callboard.brokers.claim import DONE, ClaimedMessage, Die, Finish, GiveBack, Later
+from callboard.brokers.claim import DONE, ClaimedMessage, Die, Finish, GiveBack, Later, job_order
 from callboard.payload import masked_json
 from callboard.process import worker_name
 from callboard.states import State, order

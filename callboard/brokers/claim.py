@@ -16,7 +16,7 @@ from dramatiq.broker import MessageProxy
 from callboard.brokers.driver import Delivery, Intake
 from callboard.context import Run
 from callboard.envelope import AttemptError, Extras, Headers, Wire
-from callboard.states import State
+from callboard.states import State, order
 
 
 @dataclass(slots=True, frozen=True)
@@ -142,3 +142,9 @@ class ClaimedMessage(MessageProxy):
     def ready_at(self) -> float:
         """Since when the job could have been running, in seconds since the epoch."""
         return self.headers.ready_at or self.message_timestamp / 1000
+
+
+def job_order(message: MessageProxy, state: State) -> int:
+    """How new a state of a claimed message is; see `callboard.states.order`."""
+    headers = message.headers if isinstance(message, ClaimedMessage) else Headers()
+    return order(headers.hop, state)

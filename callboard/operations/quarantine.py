@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from callboard import envelope, queues
-from callboard.brokers.base import RECEIVE_LIMIT, Broker
+from callboard.brokers.base import Broker
 from callboard.brokers.driver import Driver, Outgoing, StoredMessage, Verdict
+from callboard.brokers.receiving import RECEIVE_LIMIT
 from callboard.envelope import Headers
 from callboard.errors import InvalidPayload, JobNotFound, NotPossible, StoreUnavailable, Unreadable
 from callboard.operations.audit import Audit

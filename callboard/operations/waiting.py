@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 import structlog
 
 from callboard import envelope, queues
-from callboard.brokers.base import RECEIVE_LIMIT, Broker
+from callboard.brokers.base import Broker
 from callboard.brokers.driver import StoredMessage, Verdict
+from callboard.brokers.receiving import RECEIVE_LIMIT
 from callboard.errors import NotPossible, StoreUnavailable, UnknownQueue, Unreadable
 from callboard.operations.audit import Audit
 from callboard.operations.why import can_locate, is_job_queue

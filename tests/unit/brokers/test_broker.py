@@ -16,8 +16,9 @@ from pydantic import BaseModel, SecretStr
 
 from callboard import Permanent, Priority, Snooze, State, current_job, dead_letter, envelope, queues
 from callboard.actor import ActorDecorator
-from callboard.brokers.base import MAX_HOOK_FAILURES, Broker
+from callboard.brokers.base import Broker
 from callboard.brokers.driver import Delivery, Intake, Outgoing, StoredMessage
+from callboard.brokers.settling import MAX_HOOK_FAILURES
 from callboard.brokers.stub import StubDriver
 from callboard.envelope import Headers, Signer
 from callboard.errors import DeclarationError, InvalidPayload, NotQueued, PayloadTooLarge, UnknownActor
