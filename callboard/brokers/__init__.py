@@ -23,11 +23,15 @@ def open_driver(url: str, *, namespace: str = "") -> Driver:
         from callboard.brokers.rabbitmq import RabbitmqDriver
 
         return RabbitmqDriver(url, namespace=namespace)
+    if scheme in ("redis", "rediss", "unix"):
+        from callboard.brokers.redis import RedisDriver
+
+        return RedisDriver(url, namespace=namespace)
     if scheme == "stub":
         from callboard.brokers.stub import StubDriver
 
         return StubDriver()
     raise SettingsError(
         f"CALLBOARD_BROKER_URL begins with '{scheme}:', and there is no such driver; "
-        "use amqp://, amqps://, file:FOLDER or stub:"
+        "use amqp://, amqps://, redis://, rediss://, unix://, file:FOLDER or stub:"
     )

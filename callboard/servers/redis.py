@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from callboard.servers.process import HOST, PrivateServer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -35,6 +37,15 @@ class PrivateRedis(PrivateServer):
     def empty(self) -> None:
         """Drop everything it holds."""
         self._ask("FLUSHALL")
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Have it refuse every change, as a replica does while its primary is replaced."""
+        self._ask(f"REPLICAOF {HOST} 1")  # where nobody listens
+        try:
+            yield
+        finally:
+            self._ask("REPLICAOF NO ONE")
 
     def _command(self) -> list[str]:
         options = {

@@ -114,6 +114,20 @@ def _rabbitmq(request: pytest.FixtureRequest) -> Subject:
     )
 
 
+def _redis(request: pytest.FixtureRequest) -> Subject:
+    from callboard.brokers.redis import RedisDriver, intake
+
+    server = request.getfixturevalue("redis_server")
+
+    @contextmanager
+    def read_only(_: Driver) -> Iterator[None]:
+        with server.read_only(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(intake, "MOVE_DEADLINE", 0.2)
+            yield
+
+    return Subject(partial(RedisDriver, request.getfixturevalue("redis_url"), lease=1.0), refusing=read_only)
+
+
 @contextmanager
 def _memory_alarm(node: PrivateRabbitmq) -> Iterator[None]:
     node.set_memory_alarm(True)
@@ -126,6 +140,7 @@ def _memory_alarm(node: PrivateRabbitmq) -> Iterator[None]:
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], Subject]] = {
     "file": _file,
     "rabbitmq": _rabbitmq,
+    "redis": _redis,
     "stub": _stub,
 }
 

@@ -1,0 +1,151 @@
+"""The driver itself: what is asked of it, handed to the rooms beside it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+from callboard.brokers import forks
+from callboard.brokers.driver import (
+    Decide,
+    Driver,
+    Intake,
+    IntakeOptions,
+    Outgoing,
+    QueueCounts,
+    StoredMessage,
+    WalkReport,
+)
+from callboard.brokers.redis import address
+from callboard.brokers.redis.health import Health
+from callboard.brokers.redis.intake import RedisIntake
+from callboard.brokers.redis.link import Link, base_of
+from callboard.brokers.redis.messages import unpack_stored
+from callboard.brokers.redis.outage import Unreachable
+from callboard.brokers.redis.publisher import Publisher
+from callboard.brokers.redis.walk import Walk
+from callboard.errors import BrokerUnavailable
+
+_ANSWER = 5.0  # seconds
+_PURGED_AT_ONCE = 1000
+
+
+class RedisDriver(Driver):
+    """Keeps messages in Redis. Connects when it is first used.
+
+    Args:
+        url: See `callboard.brokers.redis.address`.
+        namespace: What separates our keys from another app's.
+        lease: Seconds of silence after which a worker whose connection has ended has lost its claims. The claims of
+            a killed worker are ready again after 1.0 to 1.2 of it; after 2.5 to 2.7 if its whole host vanished.
+
+    Raises:
+        SettingsError: The URL can't be read.
+    """
+
+    name: ClassVar[str] = "redis"
+    networked: ClassVar[bool] = True
+    claims_are_leases: ClassVar[bool] = True
+
+    def __init__(self, url: str, *, namespace: str = "", lease: float = 10.0) -> None:
+        self.namespace = namespace
+        self.lease = lease
+        self._address = address.parse(url)
+        self._health = Health()
+        self._declared: set[str] = set()
+        self._intakes: set[RedisIntake] = set()
+        self.publisher = Publisher(self.new_link("sender"))
+        self._asking = self.new_link("asking")
+        self._lock = threading.Lock()  # held while the link for asking is in use
+        self._closed = False
+        forks.follow(self)
+
+    def new_link(self, name: str) -> Link:
+        """One more connection, not opened yet."""
+        return Link(self._address, self.namespace, f"callboard:{name}", self._health)
+
+    def forked(self) -> None:
+        """Somebody who isn't in this process may have held the lock."""
+        self._lock = threading.Lock()
+        self._intakes = set()
+
+    def declare(self, queue: str) -> None:
+        self._declared.add(queue)
+
+    def put(self, messages: Sequence[Outgoing], *, deadline: float) -> None:
+        self.publisher.put(messages, deadline)
+
+    def open_intake(self, options: IntakeOptions) -> Intake:
+        intake = RedisIntake(self, options)
+        self._intakes.add(intake)
+        return intake
+
+    def forget(self, intake: RedisIntake) -> None:
+        """The intake closes."""
+        self._intakes.discard(intake)
+
+    # -- asking and changing
+
+    def queues(self) -> list[str]:
+        found = self._ask(
+            lambda until: self._asking.ask("SMEMBERS", f"{base_of(self.namespace)}queues", until=until)
+        )
+        return sorted(self._declared | {name.decode() for name in found})
+
+    def counts(self, queues: Iterable[str]) -> dict[str, QueueCounts]:
+        names = list(queues)
+        found = self._run("count", (names,))
+        return {
+            name: QueueCounts(ready=ready, claimed=claimed, delayed=delayed, consumers=consumers)
+            for name, (ready, delayed, claimed, consumers) in zip(names, found, strict=True)
+        }
+
+    def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
+        return [
+            unpack_stored(queue, value) for value in self._run("peek", (queue, limit)) if value is not None
+        ]
+
+    def purge(self, queue: str) -> int:
+        gone, left = self._run("purge", (queue, True, _PURGED_AT_ONCE))
+        while left:
+            _, left = self._run("purge", (queue, False, _PURGED_AT_ONCE))
+        return int(gone)
+
+    def walk(
+        self, queue: str, decide: Decide, *, progress: Callable[[int, int], None] | None = None
+    ) -> WalkReport:
+        with Walk(self, queue) as walk:
+            return walk.go(decide, progress)
+
+    def ping(self) -> None:
+        self.publisher.put((), _ANSWER)
+        self.queues()
+
+    def _run(self, script: str, order: object) -> Any:
+        return self._ask(lambda until: self._asking.run(script, order, until=until))
+
+    def _ask(self, question: Callable[[float], Any]) -> Any:
+        until = time.monotonic() + _ANSWER
+        if not self._lock.acquire(timeout=_ANSWER):
+            raise BrokerUnavailable(f"Redis at {self._address} is slow: it was asked for {_ANSWER:g} s")
+        try:
+            was_up = self._asking.is_up
+            try:
+                return question(until)
+            except Unreachable:
+                if not was_up:
+                    raise
+                # The connection was an old one, which Redis or a firewall may have closed long ago.
+                return question(until)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        for intake in list(self._intakes):
+            intake.close()
+        self.publisher.close()
+        if self._lock.acquire(timeout=_ANSWER):
+            self._asking.close()
+            self._lock.release()

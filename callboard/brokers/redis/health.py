@@ -1,0 +1,58 @@
+"""Whether a Redis is fit to keep jobs: its version, whether it may evict them, whether it writes them down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import redis.exceptions
+import structlog
+
+from callboard.brokers.redis.address import Address
+from callboard.brokers.redis.outage import Refused
+
+log = structlog.get_logger(__name__)
+
+_OLDEST = 7
+
+
+class Health:
+    """What one process thinks of its Redis; warns once."""
+
+    #: Asked on each new connection. A user may not be allowed the second, which then tells nothing.
+    questions: Sequence[Sequence[str]] = (
+        ["INFO", "server", "memory", "persistence"],
+        ["CONFIG", "GET", "save"],
+    )
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def examine(self, answers: Sequence[Any], address: Address) -> None:
+        """Look at the answers.
+
+        Raises:
+            Refused: It mustn't be used; the message says why and what to do.
+        """
+        info, saves = answers
+        if isinstance(info, redis.exceptions.RedisError):
+            return
+        facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        version = facts.get("redis_version", "0")
+        if int(version.partition(".")[0]) < _OLDEST:
+            raise Refused(
+                f"Redis at {address} is version {version}; Callboard needs {_OLDEST} or newer, or Valkey"
+            )
+        policy = facts.get("maxmemory_policy", "noeviction")
+        if policy.startswith("allkeys") and facts.get("maxmemory", "0") != "0":
+            raise Refused(
+                f"Redis at {address} may evict jobs when its memory is full (maxmemory-policy {policy}): "
+                "set maxmemory-policy to noeviction, or use another Redis for jobs"
+            )
+        if not self._warned and facts.get("aof_enabled") == "0" and saves == [b"save", b""]:
+            self._warned = True
+            log.warning(
+                "redis_keeps_nothing",
+                redis=str(address),
+                advice="it writes nothing to disk, so a restart loses all jobs: set 'appendonly yes'",
+            )

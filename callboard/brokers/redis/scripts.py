@@ -1,0 +1,31 @@
+"""The Lua scripts, as Redis knows them: by the SHA-1 of their text."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+# A put is refused while Redis is out of memory; whatever makes room, or moves a job on, never is.
+_FLAGS = {"put": ""}
+_ALLOWED = "flags=allow-oom"
+
+
+@dataclass(slots=True, frozen=True)
+class Script:
+    """One script."""
+
+    text: bytes
+    sha: bytes
+
+
+@cache
+def script(name: str) -> Script:
+    """A script by the name of its file; 'exchange' is 'put' where every message replaces another."""
+    folder = resources.files("callboard.brokers.redis") / "lua"
+    file = "put" if name == "exchange" else name
+    parts = [f"#!lua {_FLAGS.get(name, _ALLOWED)}".rstrip()]
+    parts += [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", file)]
+    text = "\n".join(parts).encode()
+    return Script(text, hashlib.sha1(text).hexdigest().encode())  # noqa: S324 - it is how Redis names them
