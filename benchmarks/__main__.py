@@ -22,10 +22,10 @@ from pathlib import Path
 from benchmarks.job import Counter, payload
 from benchmarks.report import Report
 from benchmarks.systems import System, wait_until
-from benchmarks.systems.callboard import CallboardFile, CallboardRabbitmq
-from benchmarks.systems.dramatiq import DramatiqRabbitmq, DramatiqRabbitmqConfirmed
+from benchmarks.systems.callboard import CallboardFile, CallboardRabbitmq, CallboardRedis
+from benchmarks.systems.dramatiq import DramatiqRabbitmq, DramatiqRabbitmqConfirmed, DramatiqRedis
 from benchmarks.systems.huey import HueySqlite
-from callboard.servers import PrivateRabbitmq, ServerMissing
+from callboard.servers import PrivateRabbitmq, PrivateRedis, PrivateServer, ServerMissing
 
 SYSTEMS: tuple[type[System], ...] = (
     CallboardFile,
@@ -33,7 +33,14 @@ SYSTEMS: tuple[type[System], ...] = (
     CallboardRabbitmq,
     DramatiqRabbitmq,
     DramatiqRabbitmqConfirmed,
+    CallboardRedis,
+    DramatiqRedis,
 )
+
+SERVERS: dict[str, Callable[[], PrivateServer]] = {
+    "rabbitmq": PrivateRabbitmq,
+    "redis": lambda: PrivateRedis(append_only=True),  # fsynced once a second
+}
 
 PATIENCE = 120.0
 
@@ -105,13 +112,22 @@ def latency(system: System, sizes: Sizes) -> dict[str, float]:
     return {"p50": found[len(found) // 2] * 1e3, "p99": found[int(len(found) * 0.99)] * 1e3}
 
 
-def measure(system_class: type[System], report: Report, sizes: Sizes, node: PrivateRabbitmq | None) -> None:
+def fresh_url(server: PrivateServer | None) -> str:
+    """The URL of an empty vhost or database."""
+    if isinstance(server, PrivateRabbitmq):
+        return server.add_vhost(f"bench-{uuid.uuid4().hex}")
+    if isinstance(server, PrivateRedis):
+        server.empty()
+        return server.url
+    return ""
+
+
+def measure(system_class: type[System], report: Report, sizes: Sizes, server: PrivateServer | None) -> None:
     """One round of one system."""
 
     def fresh(run: Callable[[System], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="callboard-bench-") as folder:
-            url = node.add_vhost(f"bench-{uuid.uuid4().hex}") if node is not None else ""
-            system = system_class(Path(folder), amqp_url=url)
+            system = system_class(Path(folder), server_url=fresh_url(server))
             try:
                 run(system)
             finally:
@@ -157,20 +173,20 @@ def main() -> int:
     sizes = Sizes(300, 2_000, 2_000, 50) if options.quick else Sizes()
     report = Report([s.name for s in systems])
     with ExitStack() as stack:
-        node: PrivateRabbitmq | None = None
-        if any(s.needs_rabbitmq for s in systems):
+        servers: dict[str | None, PrivateServer] = {}
+        for name in sorted({s.server for s in systems if s.server is not None}):
             try:
-                node = PrivateRabbitmq()
+                servers[name] = SERVERS[name]()
             except ServerMissing as missing:
                 print(f"{missing}; measuring the others")
-                systems = [s for s in systems if not s.needs_rabbitmq]
+                systems = [s for s in systems if s.server != name]
             else:
-                stack.callback(node.close)
-                node.start()
+                stack.callback(servers[name].close)
+                servers[name].start()
         for number in range(1, options.rounds + 1):
             for system in systems:
                 started = time.perf_counter()
-                measure(system, report, sizes, node if system.needs_rabbitmq else None)
+                measure(system, report, sizes, servers.get(system.server))
                 print(
                     f"round {number} of {options.rounds}: {system.name}, {time.perf_counter() - started:.0f} s",
                     file=sys.stderr,

@@ -27,6 +27,8 @@ GATES = (
     ("callboard, RabbitMQ", "send /s", "dramatiq, RabbitMQ, confirms", "send /s", 0.9, True),
     ("callboard, RabbitMQ", "CPU s per 10k", "dramatiq, RabbitMQ", "CPU s per 10k", 0.5, False),
     ("callboard, RabbitMQ", "p50 ms", "dramatiq, RabbitMQ", "p50 ms", 1.0, False),
+    ("callboard, Redis", "processed /s", "dramatiq, Redis", "processed /s", 3.0, True),
+    ("callboard, Redis", "p50 ms", "dramatiq, Redis", "p50 ms", 1.0, False),
 )
 
 

@@ -1,4 +1,4 @@
-"""The job on stock Dramatiq and RabbitMQ, with its default middleware."""
+"""The job on stock Dramatiq with RabbitMQ or Redis, and its default middleware."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import os
 from typing import Any
 
 import dramatiq
-from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 from benchmarks import job as measured
 
-broker = RabbitmqBroker(
-    url=os.environ["BENCH_AMQP_URL"], confirm_delivery=bool(os.environ.get("BENCH_CONFIRM"))
-)
+
+def _broker() -> Any:
+    url = os.environ["BENCH_SERVER_URL"]
+    if url.startswith("redis:"):
+        from dramatiq.brokers.redis import RedisBroker
+
+        return RedisBroker(url=url)  # type: ignore[no-untyped-call]
+    from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+    return RabbitmqBroker(url=url, confirm_delivery=bool(os.environ.get("BENCH_CONFIRM")))
+
+
+broker = _broker()
 dramatiq.set_broker(broker)
 
 

@@ -21,16 +21,16 @@ class System(ABC):
 
     Args:
         folder: For its files.
-        amqp_url: A RabbitMQ of its own, for those that use one.
+        server_url: A RabbitMQ vhost or a Redis of its own, for those that use one.
     """
 
     name: ClassVar[str]
-    needs_rabbitmq: ClassVar[bool] = False
+    server: ClassVar[str | None] = None  # 'rabbitmq', 'redis', or none
     threads: ClassVar[int] = 8
 
-    def __init__(self, folder: Path, *, amqp_url: str = "") -> None:
+    def __init__(self, folder: Path, *, server_url: str = "") -> None:
         self.folder = folder
-        self.amqp_url = amqp_url
+        self.server_url = server_url
 
     @abstractmethod
     def send(self, job: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from benchmarks.systems import System
 class _Callboard(System):
     scheme: ClassVar[str]
 
-    def __init__(self, folder: Path, *, amqp_url: str = "") -> None:
-        super().__init__(folder, amqp_url=amqp_url)
+    def __init__(self, folder: Path, *, server_url: str = "") -> None:
+        super().__init__(folder, server_url=server_url)
         os.environ |= self.environment()
         for name in [n for n in sys.modules if n in ("broker", "benchmarks.apps.callboard_app")]:
             del sys.modules[name]
@@ -68,7 +68,17 @@ class CallboardRabbitmq(_Callboard):
     """On RabbitMQ: quorum queues, each send confirmed."""
 
     name = "callboard, RabbitMQ"
-    needs_rabbitmq = True
+    server = "rabbitmq"
 
     def url(self) -> str:
-        return self.amqp_url
+        return self.server_url
+
+
+class CallboardRedis(_Callboard):
+    """On Redis with `appendfsync everysec`."""
+
+    name = "callboard, Redis"
+    server = "redis"
+
+    def url(self) -> str:
+        return self.server_url

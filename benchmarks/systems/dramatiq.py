@@ -1,4 +1,4 @@
-"""Stock Dramatiq on RabbitMQ: classic queues, without publisher confirms (its default) and with."""
+"""Stock Dramatiq on RabbitMQ: classic queues, without publisher confirms (its default) and with; and on Redis."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from typing import Any, ClassVar
 from benchmarks.systems import System, python_module
 
 
-class DramatiqRabbitmq(System):
-    """As it comes. It can lose a job at the send."""
-
-    name = "dramatiq, RabbitMQ"
-    needs_rabbitmq = True
+class _Dramatiq(System):
     confirm: ClassVar[str] = ""
 
-    def __init__(self, folder: Path, *, amqp_url: str = "") -> None:
-        super().__init__(folder, amqp_url=amqp_url)
+    def __init__(self, folder: Path, *, server_url: str = "") -> None:
+        super().__init__(folder, server_url=server_url)
         os.environ |= self.environment()
         sys.modules.pop("benchmarks.apps.dramatiq_app", None)
         self._app = import_module("benchmarks.apps.dramatiq_app")
 
     def environment(self) -> dict[str, str]:
-        return {"BENCH_AMQP_URL": self.amqp_url, "BENCH_CONFIRM": self.confirm}
+        return {"BENCH_SERVER_URL": self.server_url, "BENCH_CONFIRM": self.confirm}
 
     def send(self, job: dict[str, Any]) -> None:
         self._app.bench.send(job)
@@ -33,9 +29,6 @@ class DramatiqRabbitmq(System):
     def send_many(self, jobs: list[dict[str, Any]]) -> None:
         for job in jobs:
             self._app.bench.send(job)
-
-    def waiting(self) -> int:
-        return int(self._app.broker.get_queue_message_counts("bench")[0])
 
     def worker_command(self, processes: int) -> list[str]:
         return python_module(
@@ -52,8 +45,29 @@ class DramatiqRabbitmq(System):
         self._app.broker.close()
 
 
+class DramatiqRabbitmq(_Dramatiq):
+    """As it comes. It can lose a job at the send."""
+
+    name = "dramatiq, RabbitMQ"
+    server = "rabbitmq"
+
+    def waiting(self) -> int:
+        return int(self._app.broker.get_queue_message_counts("bench")[0])
+
+
 class DramatiqRabbitmqConfirmed(DramatiqRabbitmq):
     """With `confirm_delivery=True`."""
 
     name = "dramatiq, RabbitMQ, confirms"
     confirm = "1"
+
+
+class DramatiqRedis(_Dramatiq):
+    """As it comes."""
+
+    name = "dramatiq, Redis"
+    server = "redis"
+
+    def waiting(self) -> int:
+        # Its hash of messages has those that run, too.
+        return int(self._app.broker.client.hlen("dramatiq:bench.msgs"))

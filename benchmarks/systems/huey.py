@@ -16,8 +16,8 @@ class HueySqlite(System):
 
     name = "huey, SQLite (at most once)"
 
-    def __init__(self, folder: Path, *, amqp_url: str = "") -> None:
-        super().__init__(folder, amqp_url=amqp_url)
+    def __init__(self, folder: Path, *, server_url: str = "") -> None:
+        super().__init__(folder, server_url=server_url)
         os.environ |= self.environment()
         sys.modules.pop("benchmarks.apps.huey_app", None)
         self._app = import_module("benchmarks.apps.huey_app")
