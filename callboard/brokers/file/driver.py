@@ -57,7 +57,6 @@ class FileDriver(Driver):
         self.folder = Path(folder) / namespace
         self.workers_folder = self.folder / "workers"
         self.writer = Writer(self.folder)
-        self.queue_names: dict[int, str] = {}
         self._known: tuple[Numbers, int] = ({}, 0)  # numbers, and the generation of the file they are from
         self._declared: set[str] = set()
         self._ringer = Ringer(self.workers_folder)
@@ -132,7 +131,6 @@ class FileDriver(Driver):
             durable=False,
             until=until,
         )
-        self.queue_names = {number: name for name, number in known[0].items()}
         return known
 
     def ring(self, queues: Collection[int], count: int) -> None:
@@ -187,7 +185,9 @@ class FileDriver(Driver):
         return sorted(self._declared | set(self.read(overview.queues)))
 
     def counts(self, queues: Iterable[str]) -> dict[str, QueueCounts]:
-        return self.read(lambda connection: overview.counts(connection, queues, time.time()))
+        return self.read(
+            lambda connection: overview.counts(connection, self.workers_folder, queues, time.time())
+        )
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
         return self.read(lambda connection: overview.peek(connection, queue, limit))
@@ -201,12 +201,17 @@ class FileDriver(Driver):
     # --- changing
 
     def purge(self, queue: str) -> int:
-        now = time.time()
         gone = 0
+        last = self.run(
+            {queue},
+            lambda connection, numbers: messages.last(connection, numbers[queue]),
+            durable=False,
+            until=_soon(),
+        )
         while True:
             dropped = self.run(
                 {queue},
-                lambda connection, numbers: messages.purge(connection, numbers[queue], now, _PURGED_AT_ONCE),
+                lambda connection, numbers: messages.purge(connection, numbers[queue], last, _PURGED_AT_ONCE),
                 durable=True,
                 until=_soon(),
             )

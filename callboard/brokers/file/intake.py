@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -16,11 +16,13 @@ from callboard.brokers.file.bells import Bell
 from callboard.brokers.file.picker import Claims, Picker
 from callboard.brokers.file.schema import PLACE_BITS, queue_of
 from callboard.brokers.file.workers import Registration
-from callboard.brokers.file.writer import MaybeWritten
+from callboard.brokers.file.writer import MaybeWritten, Replaced
 from callboard.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from callboard.brokers.file.driver import FileDriver, Numbers
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,7 @@ class FileIntake(Intake):
         self._picker: Picker | None = None
         self._picked_without: frozenset[str] = frozenset()
         self._numbers: Numbers = {}
+        self._names: dict[int, str] = {}
         self._full = False
         self._closed = False
         self._outage = False
@@ -133,23 +136,30 @@ class FileIntake(Intake):
             number = registration.number
 
             def work(connection: sqlite3.Connection) -> Claims:
-                if self._generation != self._writer.generation:  # our row isn't in this file
-                    return Claims()
                 if acks:
                     messages.let_go(connection, number, acks)
                 if returns:
                     messages.give_back(connection, number, returns)
                 return picker.claim(connection, number, room, time.time())
 
-            claims = self._writer.run(work, durable=False, until=time.monotonic() + _TRANSACTION)
+            try:
+                claims = self._run(work)
+            except Replaced:  # so register first
+                return [], None
             del self._acks[: len(acks)], self._returns[: len(returns)]
-            names = self._driver.queue_names
+            names = self._names
             found = [
                 Delivery(names[id_ >> PLACE_BITS], body, headers, id_, redelivered == 1)
                 for id_, redelivered, headers, body in claims.rows
             ]
             self._held.update((delivery.token, delivery) for delivery in found)
         return found, claims.next_due
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Change claims, in the file in which we are registered."""
+        return self._writer.run(
+            work, durable=False, until=time.monotonic() + _TRANSACTION, generation=self._generation
+        )
 
     def wake(self) -> None:
         self._alarm.set()
@@ -188,9 +198,7 @@ class FileIntake(Intake):
     def _register(self) -> None:
         if self._closed:
             raise BrokerUnavailable("the intake is closed")
-        self._held.clear()
-        self._acks.clear()
-        self._returns.clear()
+        self._lose_claims()
         options, folder = self._options, self._driver.workers_folder
 
         def work(connection: sqlite3.Connection, numbers: Numbers) -> tuple[Registration, Numbers, int]:
@@ -203,9 +211,16 @@ class FileIntake(Intake):
         self._registration, self._numbers, self._generation = self._driver.run(
             set(options.queues), work, durable=False, until=time.monotonic() + _TRANSACTION
         )
+        self._names = {number: name for name, number in self._numbers.items()}
         self._bell = Bell(folder, self._registration.number)
         self._picker = None
         self._watch.call_the_roll()
+
+    def _lose_claims(self) -> None:
+        """They are in another file, or another's: whatever comes of them concerns nobody any more."""
+        self._held.clear()
+        self._acks.clear()
+        self._returns.clear()
 
     def still_registered(self, numbers: set[int]) -> int | None:
         """Our number, of those that have a lock file. If somebody has deleted ours, it is made anew, unless
@@ -224,6 +239,7 @@ class FileIntake(Intake):
             )
             if renewed is None:
                 log.error("claims_lost", reason=f"files in {folder} were deleted", claims=len(self._held))
+                self._lose_claims()
                 self._generation = 0  # register anew
         return own.number
 
@@ -277,7 +293,11 @@ class FileIntake(Intake):
             messages.let_go(connection, number, acks)
             messages.give_back(connection, number, returns)
 
-        self._writer.run(work, durable=False, until=time.monotonic() + _TRANSACTION)
+        try:
+            self._run(work)
+        except Replaced:
+            self._lose_claims()
+            return
         del self._acks[: len(acks)], self._returns[: len(returns)]
         if returns:
             self._driver.ring({queue_of(id_) for id_ in returns}, len(returns))
@@ -360,7 +380,7 @@ class FileIntake(Intake):
         try:
             if bell is not None:
                 bell.close()
-            self._writer.run(work, durable=False, until=time.monotonic() + _TRANSACTION)
+            self._run(work)
         except (BrokerUnavailable, OSError) as error:
             self._failed(error)  # others will find the lock free, and rescue what we held
         registration.lock.close()

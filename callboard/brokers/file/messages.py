@@ -79,15 +79,22 @@ def let_go_of_one(connection: sqlite3.Connection, worker: int, id_: int) -> bool
     return connection.execute(sql, (id_, worker)).rowcount == 1
 
 
-def purge(connection: sqlite3.Connection, queue: int, now: float, limit: int) -> int:
+def last(connection: sqlite3.Connection, queue: int) -> int:
+    """The id of the last message of a queue, or something below all of them."""
+    sql = "SELECT max(id) FROM messages WHERE id BETWEEN ? AND ?"
+    id_: int | None = connection.execute(sql, (first_id(queue), last_id(queue))).fetchone()[0]
+    return id_ or 0
+
+
+def purge(connection: sqlite3.Connection, queue: int, until: int, limit: int) -> int:
     """Drop messages that nobody has, and delayed ones, up to `limit` of each. Returns how many went.
 
-    What became ready after `now` stays.
+    What comes after the id `until` stays.
     """
     ready = connection.execute(
         "DELETE FROM messages WHERE id IN"
         f" (SELECT id FROM messages WHERE id BETWEEN ? AND ? AND claim = {NOBODY} ORDER BY id LIMIT ?)",
-        (first_id(queue), first_id(queue) + microseconds(now), limit),
+        (first_id(queue), until, limit),
     ).rowcount
     delayed = connection.execute(
         "DELETE FROM delayed WHERE (queue, due, serial) IN"

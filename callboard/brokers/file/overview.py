@@ -7,8 +7,10 @@ import json
 import sqlite3
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
 
 from callboard.brokers.driver import Location, QueueCounts, StoredMessage
+from callboard.brokers.file import workers
 from callboard.brokers.file.schema import NOBODY, first_id, last_id, microseconds, queue_of
 
 
@@ -17,13 +19,15 @@ def queues(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in connection.execute("SELECT name FROM queues ORDER BY name")]
 
 
-def counts(connection: sqlite3.Connection, names: Iterable[str], now: float) -> dict[str, QueueCounts]:
+def counts(
+    connection: sqlite3.Connection, folder: Path, names: Iterable[str], now: float
+) -> dict[str, QueueCounts]:
     """See `Driver.counts`. What is due counts as ready, though no worker has made it so yet."""
     numbers = {name: id_ for id_, name in connection.execute("SELECT id, name FROM queues")}
     claimed: dict[int, int] = {}
     for (id_,) in connection.execute(f"SELECT id FROM messages WHERE claim <> {NOBODY}"):
         claimed[queue_of(id_)] = claimed.get(queue_of(id_), 0) + 1
-    consuming = _consumers(connection)
+    consuming = _consumers(connection, folder)
     found: dict[str, QueueCounts] = {}
     for name in names:
         found[name] = count = QueueCounts(consumers=consuming.get(name, 0))
@@ -56,12 +60,14 @@ def _one(connection: sqlite3.Connection, sql: str, *parameters: int) -> int:
     return number
 
 
-def _consumers(connection: sqlite3.Connection) -> dict[str, int]:
-    """How many workers take from each queue."""
+def _consumers(connection: sqlite3.Connection, folder: Path) -> dict[str, int]:
+    """How many workers that live take from each queue."""
     found: dict[str, int] = {}
-    for (listed,) in connection.execute("SELECT queues FROM workers"):
-        for name in json.loads(listed):
-            found[name] = found.get(name, 0) + 1
+    for number, worker, listed in connection.execute("SELECT number, name, queues FROM workers"):
+        if workers.is_free(folder, number, worker):
+            continue
+        for queue in json.loads(listed):
+            found[queue] = found.get(queue, 0) + 1
     return found
 
 

@@ -28,6 +28,8 @@ PAGE = 4096  # bytes
 LOG_PAGES = 1000  # after which the write-ahead log begins anew
 
 _TABLES = f"""
+CREATE TABLE identity (id BLOB NOT NULL, last_worker INTEGER NOT NULL);
+INSERT INTO identity VALUES (randomblob(16), {FIRST_WORKER - 1});
 CREATE TABLE queues (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
@@ -49,7 +51,7 @@ CREATE TABLE delayed (
 ) WITHOUT ROWID;
 CREATE TABLE filler (zeros BLOB);
 CREATE TABLE workers (number INTEGER PRIMARY KEY, name TEXT NOT NULL, queues TEXT NOT NULL);
-"""
+"""  # noqa: S608 - only numbers of our own
 
 # Their locks aren't the kernel's, or aren't seen by other hosts, or WAL's shared memory isn't shared.
 _NETWORK_FILE_SYSTEMS = frozenset(
@@ -130,6 +132,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.executescript(
         f"BEGIN;{_TABLES}PRAGMA application_id = {APPLICATION};PRAGMA user_version = {VERSION};COMMIT;"
     )
+
+
+def read_identity(connection: sqlite3.Connection) -> bytes:
+    """What tells this file from the next that lies in its place."""
+    identity: bytes = connection.execute("SELECT id FROM identity").fetchone()[0]
+    return identity
 
 
 def make_folder(folder: Path) -> None:

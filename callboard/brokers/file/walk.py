@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from callboard.brokers.driver import Decide, Outgoing, StoredMessage, Verdict, WalkReport
 from callboard.brokers.file import messages
 from callboard.brokers.file.locks import LockedFile
-from callboard.brokers.file.schema import NOBODY, first_id, last_id
+from callboard.brokers.file.schema import NOBODY, explain, first_id, last_id
+from callboard.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from callboard.brokers.file.driver import FileDriver, Numbers
@@ -33,8 +34,12 @@ def walk(
         until=time.monotonic() + _TRANSACTION,
     )
     folder = driver.folder / "walks"
-    folder.mkdir(exist_ok=True)
-    with closing(LockedFile(folder / f"{number}.lock")) as lock:
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = LockedFile(folder / f"{number}.lock")
+    except OSError as error:
+        raise BrokerUnavailable(explain(error, folder)) from error
+    with closing(lock):
         lock.wait()
         return _Walk(driver, queue, number, decide, progress).run()
 

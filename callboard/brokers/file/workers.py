@@ -42,14 +42,24 @@ class Dead:
 def register(connection: sqlite3.Connection, folder: Path, name: str, queues: Sequence[str]) -> Registration:
     """Give a worker a number and its lock."""
     bells.set_up(folder)
-    taken = {number for (number,) in connection.execute("SELECT number FROM workers")}
-    free = (number for number in range(FIRST_WORKER, FIRST_WORKER + MAX_WORKERS) if number not in taken)
-    number = next(free, None)
-    if number is None:
-        raise BrokerUnavailable(f"{folder} has {MAX_WORKERS} workers already; run fewer of them")
+    number = _free_number(connection, folder)
+    messages.rescue(connection, number)  # should anybody before us have left something
     lock = _make_lock(folder, number, name)
     connection.execute("INSERT INTO workers VALUES (?, ?, ?)", (number, name, json.dumps(list(queues))))
     return Registration(number, name, lock)
+
+
+def _free_number(connection: sqlite3.Connection, folder: Path) -> int:
+    """The next number after the last one that was given: one that was a worker's a moment ago may still be
+    in the mouth of somebody who doesn't know that he is taken for dead."""
+    taken = {number for (number,) in connection.execute("SELECT number FROM workers")}
+    last: int = connection.execute("SELECT last_worker FROM identity").fetchone()[0]
+    for step in range(MAX_WORKERS):
+        number = FIRST_WORKER + (last + 1 - FIRST_WORKER + step) % MAX_WORKERS
+        if number not in taken:
+            connection.execute("UPDATE identity SET last_worker = ?", (number,))
+            return number
+    raise BrokerUnavailable(f"{folder} has {MAX_WORKERS} workers already; run fewer of them")
 
 
 def _make_lock(folder: Path, number: int, name: str) -> LockedFile:
@@ -72,11 +82,10 @@ def renew(connection: sqlite3.Connection, folder: Path, worker: Registration) ->
 
 
 def leave(connection: sqlite3.Connection, folder: Path, worker: Registration) -> None:
-    """Forget a worker that holds nothing any more."""
-    rows = connection.execute(
-        "DELETE FROM workers WHERE number = ? AND name = ?", (worker.number, worker.name)
-    )
-    if rows.rowcount:
+    """Forget a worker. Should it hold anything yet, others may have that."""
+    if _name(connection, worker.number) == worker.name:
+        messages.rescue(connection, worker.number)
+        connection.execute("DELETE FROM workers WHERE number = ?", (worker.number,))
         _lock_path(folder, worker.number).unlink(missing_ok=True)
 
 
@@ -91,7 +100,7 @@ def present(folder: Path) -> set[int]:
 
 def suspects(folder: Path, numbers: Iterable[int]) -> list[int]:
     """Those whose lock can be had. Touches no database."""
-    return [number for number in numbers if _is_free(_lock_path(folder, number))]
+    return [number for number in numbers if is_free(folder, number)]
 
 
 def bury(connection: sqlite3.Connection, folder: Path, suspects: Collection[int] | None) -> Dead:
@@ -104,8 +113,7 @@ def bury(connection: sqlite3.Connection, folder: Path, suspects: Collection[int]
     for number, name in connection.execute("SELECT number, name FROM workers").fetchall():
         if suspects is not None and number not in suspects:
             continue
-        path = _lock_path(folder, number)
-        if not _is_free(path, name):
+        if not is_free(folder, number, name):
             continue
         rescued = messages.rescue(connection, number)
         connection.execute("DELETE FROM workers WHERE number = ?", (number,))
@@ -126,10 +134,10 @@ def _remove_files(connection: sqlite3.Connection, folder: Path, number: int) -> 
                 path.unlink()
 
 
-def _is_free(path: Path, name: str | None = None) -> bool:
-    """Whether a lock can be had, or isn't there, or is that of somebody with another name."""
+def is_free(folder: Path, number: int, name: str | None = None) -> bool:
+    """Whether a worker's lock can be had, or isn't there, or is that of somebody with another name."""
     try:
-        file = LockedFile(path, create=False)
+        file = LockedFile(_lock_path(folder, number), create=False)
     except FileNotFoundError:
         return True
     try:

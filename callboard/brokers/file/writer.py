@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from callboard.brokers.file import bells, forks
 from callboard.brokers.file.locks import TurnLock
-from callboard.brokers.file.schema import LOG_PAGES, PAGE, connect, explain, make_folder
+from callboard.brokers.file.schema import LOG_PAGES, PAGE, connect, explain, make_folder, read_identity
 from callboard.errors import BrokerUnavailable
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Replaced(NotWritten):
 class _Entry:
     """One caller's work, and what became of it."""
 
-    __slots__ = ("done", "durable", "error", "generation", "latch", "result", "work")
+    __slots__ = ("done", "durable", "error", "generation", "gone", "latch", "result", "work")
 
     def __init__(self, work: Work[Any], durable: bool, generation: int | None) -> None:
         self.work = work
@@ -56,6 +56,7 @@ class _Entry:
         self.result: Any = None
         self.error: BaseException | None = None
         self.done = False
+        self.gone = False  # its caller waits no more
         #: On which its caller waits until it is done, or is to lead. The caller who leads has none.
         self.latch: threading.Lock | None = None
 
@@ -77,6 +78,7 @@ class Writer:
         self._leader: _Entry | None = None
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
+        self._identity = b""
         self._durable = True
         self._shrinks = False
         self._commits = 0  # those that waited for the disk
@@ -112,8 +114,7 @@ class Writer:
             if self._leader is entry:
                 self._lead(entry, until)
         finally:
-            if self._leader is entry:
-                self._hand_over()
+            self._leave(entry)
         if entry.error is not None:
             raise entry.error
         return entry.result  # type: ignore[no-any-return]
@@ -126,19 +127,24 @@ class Writer:
             if self._leader is entry or entry.done:
                 return
             if entry in self._queue:
-                self._queue.remove(entry)
                 raise NotWritten(self._too_late())
         raise MaybeWritten(f"{self.path} is being written for too long: the disk may hang")
 
     def _too_late(self) -> str:
         return f"{self.path} was busy for too long: too many write at once, or one of them is frozen"
 
-    def _hand_over(self) -> None:
-        """Let the next in the queue lead."""
+    def _leave(self, entry: _Entry) -> None:
+        """Wait no more, whatever the reason; and let the next in the queue lead, if we did."""
         with self._mutex:
-            self._leader = heir = self._queue.popleft() if self._queue else None
-            if heir is not None and heir.latch is not None:
-                heir.latch.release()
+            entry.gone = True
+            if self._leader is entry:
+                while self._queue and self._queue[0].gone:
+                    self._queue.popleft()
+                self._leader = heir = self._queue.popleft() if self._queue else None
+                if heir is not None and heir.latch is not None:
+                    heir.latch.release()
+            elif not entry.done and entry in self._queue:
+                self._queue.remove(entry)
 
     def _lead(self, own: _Entry, until: float) -> None:
         batch = _Batch([own])
@@ -147,11 +153,15 @@ class Writer:
             with self._transaction:
                 if self._queue:
                     self._gather(batch)
-                self._write(batch, until)
+                try:
+                    self._write(batch, until)
+                finally:
+                    batch.settle()
         finally:
             if self._lock_file is not None:
                 self._lock_file.unlock()
-            self._settle(batch, own)
+            if len(batch.entries) > 1:
+                self._release(batch, own)
 
     def _take_lock(self, until: float) -> None:
         try:
@@ -266,6 +276,8 @@ class Writer:
             self._disconnect()
 
     def _begin(self, connection: sqlite3.Connection, durable: bool, until: float) -> None:
+        if connection.in_transaction:  # an exception from outside struck at the worst moment
+            connection.execute("ROLLBACK")
         if durable is not self._durable:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._durable = durable
@@ -279,17 +291,15 @@ class Writer:
             else:
                 return
 
-    def _settle(self, batch: _Batch, own: _Entry) -> None:
-        batch.settle()
-        if len(batch.entries) == 1:
-            return
+    def _release(self, batch: _Batch, own: _Entry) -> None:
+        """Let the others whose work is done return."""
         for entry in batch.entries:
             if entry.done and entry.latch is not None and entry is not own:
                 entry.latch.release()
         left = [entry for entry in batch.entries if not entry.done and entry is not own]
         if left:  # An exception from outside, such as a time limit, stopped us before anything was written.
             with self._mutex:
-                self._queue.extendleft(reversed(left))
+                self._queue.extendleft(entry for entry in reversed(left) if not entry.gone)
 
     def _open(self) -> sqlite3.Connection:
         """The connection; a new one if the file has been replaced under us."""
@@ -308,7 +318,10 @@ class Writer:
         self._connection = connect(self.path)
         self._durable = True
         self._inode = self.path.stat().st_ino
-        self.generation += 1
+        identity = read_identity(self._connection)
+        if identity != self._identity:
+            self._identity = identity
+            self.generation += 1
         return self._connection
 
     def _disconnect(self) -> None:
@@ -337,20 +350,21 @@ class Writer:
 class _Batch:
     """What is written in one transaction."""
 
-    __slots__ = ("begun", "connection", "entries", "undone")
+    __slots__ = ("begun", "connection", "entries", "over")
 
     def __init__(self, entries: list[_Entry]) -> None:
         self.entries = entries
         self.connection: sqlite3.Connection | None = None
         self.begun = False
-        self.undone = False
+        self.over = False  # rolled back, or done with
 
     def undo(self) -> None:
-        self.undone = True
+        self.over = True
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
 
     def fail(self, error: BaseException, cause: BaseException | None) -> None:
+        self.over = True
         for entry in self.entries:
             entry.error = error
             entry.done = True
@@ -358,11 +372,12 @@ class _Batch:
 
     def settle(self) -> None:
         """Note who is done. An exception may strike between any two lines, so SQLite is asked."""
-        if self.begun and not self.undone:
-            assert self.connection is not None
-            if self.connection.in_transaction:
-                self.undo()
-                return
+        if self.over or self.connection is None:
+            return
+        if self.connection.in_transaction:
+            self.undo()
+        elif self.begun:
+            self.over = True
             for entry in self.entries:
                 entry.done = True
 

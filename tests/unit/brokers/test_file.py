@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import sqlite3
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
-from callboard.brokers.file import FileDriver, bells, messages, schema
+from callboard.brokers.file import FileDriver, bells, messages, schema, workers
+from callboard.brokers.file import intake as intake_module
 from callboard.brokers.file.intake import FileIntake
 from callboard.errors import BrokerUnavailable
 
@@ -420,6 +422,41 @@ def test_an_exception_from_outside_leaves_the_next_sends_alone(driver: FileDrive
     assert driver.queues() == ["mail.high"]
 
 
+def test_a_time_limit_that_strikes_a_waiting_send_lets_the_others_on(
+    driver: FileDriver, folder: Path
+) -> None:
+    class TimeLimit(BaseException):
+        pass
+
+    driver.put([message(0)], deadline=PATIENCE)
+    ends: dict[int, type[BaseException] | None] = {}
+
+    def send(number: int, deadline: float) -> None:
+        try:
+            driver.put([message(number)], deadline=deadline)
+        except BaseException as error:
+            ends[number] = type(error)
+        else:
+            ends[number] = None
+
+    threads = [
+        threading.Thread(target=send, args=[number, deadline])
+        for number, deadline in [(1, 0.5), (2, PATIENCE), (3, PATIENCE)]
+    ]
+    with (folder / "queue.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for place, thread in enumerate(threads):
+            thread.start()
+            wait_until(lambda: len(driver.writer._queue) == place and driver.writer._leader is not None)  # noqa: B023
+        waiting = ctypes.c_ulong(threads[1].ident or 0)
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(waiting, ctypes.py_object(TimeLimit)) == 1
+        threads[0].join(PATIENCE)
+        threads[1].join(PATIENCE)
+    threads[2].join(PATIENCE)
+    assert ends == {1: PutError, 2: TimeLimit, 3: None}
+    assert numbers(driver.open_intake(options()).fetch(10, 0.0)) == [0, 3]
+
+
 # --- order and size
 
 
@@ -465,6 +502,15 @@ def test_messages_keep_their_order_when_the_clock_steps_back(
     driver.put([message(2)], deadline=PATIENCE)
     driver.put([message(3), message(4)], deadline=PATIENCE)
     assert numbers(driver.open_intake(options()).fetch(100, 0.0)) == [0, 1, 2, 3, 4]
+
+
+def test_a_purge_reaches_what_was_put_before_the_clock_stepped_back(
+    driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.put([message(0), message(1)], deadline=PATIENCE)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    assert driver.purge("mail.high") == 2
 
 
 def test_many_may_be_due_at_the_same_moment(driver: FileDriver) -> None:
@@ -596,6 +642,54 @@ def test_a_live_worker_keeps_its_claims_though_its_files_are_deleted(
     other = driver.open_intake(options(worker="other"))
     assert other.fetch(1, 0.3) == []
     assert intake.holds(held)
+
+
+def test_a_transaction_that_fails_costs_no_claim(
+    driver: FileDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake_module, "_TRANSACTION", 0.2)
+    driver.put([message(1), message(2)], deadline=PATIENCE)
+    intake = driver.open_intake(options())
+    held = intake.fetch(2, PATIENCE)
+    shell = sqlite3.connect(folder / "queue.db", isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    assert intake.fetch(1, 0.5) == []
+    intake.ack(held[0])
+    assert not intake.flush(0.3)
+    shell.execute("COMMIT")
+    shell.close()
+    assert intake.flush(PATIENCE)
+    assert intake.holds(held[1])
+    counts = driver.counts(["mail.high"])["mail.high"]
+    assert (counts.ready, counts.claimed, counts.consumers) == (0, 1, 1)
+
+
+def test_a_dead_worker_consumes_nothing(driver: FileDriver) -> None:
+    driver.put([message(1)], deadline=PATIENCE)
+    intake = driver.open_intake(options())
+    intake.fetch(1, PATIENCE)
+    assert driver.counts(["mail.high"])["mail.high"].consumers == 1
+    vanish(intake)
+    assert driver.counts(["mail.high"])["mail.high"].consumers == 0
+
+
+def test_the_number_of_a_worker_is_not_given_again_soon(driver: FileDriver) -> None:
+    seen = set()
+    for n in range(5):
+        intake = driver.open_intake(options(worker=f"w{n}"))
+        intake.fetch(1, 0.0)
+        assert isinstance(intake, FileIntake)
+        assert intake._registration is not None
+        seen.add(intake._registration.number)
+        intake.close()
+    assert len(seen) == 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "MAX_WORKERS", 5)  # round the corner
+        intake = driver.open_intake(options(worker="w5"))
+        intake.fetch(1, 0.0)
+        assert isinstance(intake, FileIntake)
+        assert intake._registration is not None
+        assert intake._registration.number == min(seen)
 
 
 def test_claims_in_a_restored_file_come_back(driver: FileDriver, folder: Path, tmp_path: Path) -> None:
