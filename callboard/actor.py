@@ -497,6 +497,9 @@ class ActorDecorator:
         for callback in ("on_success", "on_failure", "on_retry_exhausted"):
             if isinstance(options.get(callback), dramatiq.Actor):
                 options[callback] = options[callback].actor_name
+        payload = Payload(fn, model)
+        if options.get("periodic") is not None:
+            _check_defaults(actor_name, payload)
         actor_class = cast("type[JobActor[..., Any]]", JobActor if model is None else ModelActor)
         return actor_class(
             fn,
@@ -506,9 +509,17 @@ class ActorDecorator:
             priority=int(priority),
             options=options,
             category=category,
-            payload=Payload(fn, model),
+            payload=payload,
             payload_version=version,
         )
+
+
+def _check_defaults(actor_name: str, payload: Payload) -> None:
+    """An actor that starts by itself is given no arguments."""
+    try:
+        payload.check({})
+    except PayloadMismatch as error:
+        raise DeclarationError(f"'{actor_name}' has a schedule, and so needs defaults: {error}") from error
 
 
 def _checked(fn: Callable[..., Any], payload: Payload) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from callboard import cron
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
-from callboard.errors import StoreUnavailable
+from callboard.errors import DeclarationError, StoreUnavailable
 from callboard.scheduler import Scheduler, run_scheduler
 from callboard.store import open_store
 from callboard.store.base import Store
@@ -170,3 +170,11 @@ def test_ticks_before_the_start_are_not_made_up_for(
     clock.now = NOON + timedelta(days=3).total_seconds() + 1
 
     assert scheduler().serve() == []
+
+
+def test_an_actor_with_a_schedule_needs_defaults() -> None:
+    actor = ActorDecorator(Broker(StubDriver(), middleware=[Periodic()]))
+    with pytest.raises(DeclarationError, match="'sweep' has a schedule, and so needs defaults: 'rooms' is missing"):
+
+        @actor(category="night", periodic=cron("0 3 * * *"))
+        def sweep(rooms: int) -> None: ...
