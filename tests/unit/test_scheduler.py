@@ -174,7 +174,9 @@ def test_ticks_before_the_start_are_not_made_up_for(
 
 def test_an_actor_with_a_schedule_needs_defaults() -> None:
     actor = ActorDecorator(Broker(StubDriver(), middleware=[Periodic()]))
-    with pytest.raises(DeclarationError, match="'sweep' has a schedule, and so needs defaults: 'rooms' is missing"):
+    with pytest.raises(
+        DeclarationError, match="'sweep' has a schedule, and so needs defaults: 'rooms' is missing"
+    ):
 
         @actor(category="night", periodic=cron("0 3 * * *"))
         def sweep(rooms: int) -> None: ...
