@@ -14,7 +14,7 @@ from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, 
 from callboard.brokers.file import forks, messages, workers
 from callboard.brokers.file.bells import Bell
 from callboard.brokers.file.picker import Claims, Picker
-from callboard.brokers.file.schema import PLACE_BITS, queue_of
+from callboard.brokers.file.schema import PLACE_BITS, explain, queue_of
 from callboard.brokers.file.workers import Registration
 from callboard.brokers.file.writer import MaybeWritten, Replaced
 from callboard.errors import BrokerUnavailable
@@ -396,7 +396,7 @@ class FileIntake(Intake):
 
     def _failed(self, error: Exception) -> None:
         if not self._outage and not self._closed:
-            log.error("broker_unavailable", error=str(error))
+            log.error("broker_unavailable", error=explain(error, self._writer.path))
         self._outage = True
 
     def _recovered(self) -> None:

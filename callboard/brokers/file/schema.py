@@ -183,6 +183,8 @@ def explain(error: Exception, path: Path) -> str:
     """One sentence on why the file can't be used, and what to do."""
     if isinstance(error, BrokerUnavailable):
         return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk that holds {path} is full: make room"
     if isinstance(error, OSError):
         return f"{error.filename or path} can't be used: {explain_os(error)}"
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF

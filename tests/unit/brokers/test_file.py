@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import sqlite3
@@ -272,6 +273,14 @@ def test_a_full_disk_is_told_and_ends_when_there_is_room(driver: FileDriver, fol
     ask(driver, "PRAGMA max_page_count = 1000000")
     driver.put([message(2)], deadline=PATIENCE)
     assert numbers(driver.open_intake(options()).fetch(10, 0.0)) == [1, 2]
+
+
+def test_a_disk_that_is_full_for_other_files_is_told_alike(folder: Path) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", f"{folder}/workers/129.new")
+    assert (
+        schema.explain(error, folder / "queue.db")
+        == f"the disk that holds {folder}/queue.db is full: make room"
+    )
 
 
 def test_a_frozen_writer_holds_up_a_send_no_longer_than_its_deadline(
