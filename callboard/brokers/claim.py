@@ -141,7 +141,8 @@ class ClaimedMessage(MessageProxy):
 
     def ready_at(self) -> float:
         """Since when the job could have been running, in seconds since the epoch."""
-        return self.headers.ready_at or self.message_timestamp / 1000
+        headers = self.headers
+        return headers.ready_at or headers.replayed_at or self.message_timestamp / 1000
 
 
 def job_order(message: MessageProxy, state: State) -> int:

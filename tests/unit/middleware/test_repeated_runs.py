@@ -15,15 +15,21 @@ from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
 from callboard.metrics import Metrics
+from callboard.operations import Letters, Operations
 from callboard.store import open_store
 from callboard.testing import Clock, Jobs, jobs_of
 from middleware import stack
 
 
-@pytest.fixture(scope="module")
-def broker() -> Broker:
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def broker(registry: CollectorRegistry) -> Broker:
     store = open_store("memory:")
-    return Broker(StubDriver(), store=store, middleware=stack(store, metrics=Metrics(CollectorRegistry())))
+    return Broker(StubDriver(), store=store, middleware=stack(store, metrics=Metrics(registry)))
 
 
 @pytest.fixture
@@ -68,3 +74,23 @@ def test_the_wait_that_is_logged_doesnt_count_the_run(
         jobs.drain()
     waits = [line["wait"] for line in lines if line["event"] == "job failed, tried again"]
     assert waits == [10.0]
+
+
+def test_the_wait_of_a_replayed_job_begins_with_the_replay(
+    broker: Broker, jobs: Jobs, registry: CollectorRegistry
+) -> None:
+    @ActorDecorator(broker)(category="night", retries=0)
+    def dare() -> None:
+        if not current_job().replayed:
+            raise ValueError("not yet")
+
+    message = dare.send()
+    jobs.drain(fail=False)
+    jobs.clock.advance(timedelta(days=3))
+    Operations(broker).dead.replay(Letters(ids=[message.message_id]))
+    jobs.drain()
+    labels = {"category": "night", "actor": "dare", "priority": "medium"}
+    assert registry.get_sample_value("callboard_job_queue_seconds_count", labels) == 2
+    waited = registry.get_sample_value("callboard_job_queue_seconds_sum", labels)
+    assert waited is not None
+    assert waited < 60
