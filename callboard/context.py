@@ -14,10 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
-import structlog
 from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
 from callboard.errors import CallboardError
+from callboard.loggers import get_logger
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -99,7 +99,7 @@ class Run:
     @property
     def log(self) -> FilteringBoundLogger:
         """A logger whose lines carry the job's id, actor and attempt."""
-        logger: FilteringBoundLogger = structlog.get_logger("job").bind(
+        logger: FilteringBoundLogger = get_logger("job").bind(
             job_id=self.id, actor=self.actor, attempt=self.attempt
         )
         return logger

@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-
 from callboard.actor import JobActor
 from callboard.brokers.base import Broker
 from callboard.cron import Cron
 from callboard.errors import CallboardError, FateUnknown, SendError, StoreUnavailable
+from callboard.loggers import get_logger
 from callboard.process import worker_name
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: How long a tick belongs to the scheduler that sends it, and how long it counts as sent. In seconds.
 _SENDING, _SENT = 30.0, 7 * 86_400.0

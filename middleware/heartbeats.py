@@ -8,15 +8,15 @@ import threading
 import time
 from typing import Any
 
-import structlog
 from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.errors import StoreUnavailable
+from callboard.loggers import get_logger
 from callboard.process import worker_name
 from callboard.store.base import Heartbeat
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _LAST_WORD = 2.0  # seconds that a stopping worker waits for the store to hear that it stops
 

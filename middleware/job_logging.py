@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import structlog
 from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import DONE, Die, Drop, Finish, GiveBack, Later
+from callboard.loggers import get_logger
 from callboard.states import State
 
-log = structlog.get_logger("callboard.jobs")
+log = get_logger("callboard.jobs")
 _told_of_successes = logging.getLogger("callboard.jobs")
 
 

@@ -6,14 +6,14 @@ import threading
 from datetime import timedelta
 from typing import Any
 
-import structlog
 from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.errors import StoreUnavailable
+from callboard.loggers import get_logger
 from callboard.process import worker_name
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _BATCH = 5_000
 

@@ -9,17 +9,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import dramatiq
-import structlog
 from dramatiq.broker import MessageProxy
 
 from callboard.brokers.claim import ClaimedMessage
 from callboard.brokers.driver import Delivery, Intake
+from callboard.loggers import get_logger
 
 if TYPE_CHECKING:
     from callboard.brokers.base import Broker
 
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Consumer(dramatiq.Consumer):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
-import structlog
 from dramatiq import Middleware
 
 from callboard import envelope, queues
@@ -22,6 +21,7 @@ from callboard.envelope import Signer
 from callboard.errors import (
     UnknownActor,
 )
+from callboard.loggers import get_logger
 from callboard.store.base import Store
 from callboard.store.control import ControlWatch
 from callboard.store.recorder import Recorder
@@ -29,7 +29,7 @@ from callboard.store.recorder import Recorder
 if TYPE_CHECKING:
     from dramatiq import Actor
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Core(dramatiq.Broker):

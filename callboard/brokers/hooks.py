@@ -10,16 +10,16 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import structlog
 from dramatiq import Middleware
 from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, SkipMessage
 from dramatiq.results import Results
 
 from callboard.brokers.claim import ClaimedMessage, Drop, Finish, GiveBack, HookFailed
 from callboard.brokers.core import Core
+from callboard.loggers import get_logger
 from callboard.states import State
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: What a hook may raise and the worker outlives. SystemExit would end a thread of Dramatiq's worker, silently.
 _HOOK_ERRORS = (Exception, SystemExit)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-import structlog
-
 from callboard import envelope, queues
 from callboard.actor import JobActor
 from callboard.brokers.claim import ClaimedMessage, Die, Later
@@ -17,10 +15,11 @@ from callboard.errors import (
     StoreUnavailable,
     Unreadable,
 )
+from callboard.loggers import get_logger
 from callboard.process import worker_name
 from callboard.states import State
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: A received message may be larger than the limit of a send, for other producers have other limits.
 RECEIVE_LIMIT = 16 * 1024 * 1024

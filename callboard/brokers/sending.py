@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 from dramatiq import Message
 
 from callboard import envelope
@@ -26,12 +25,13 @@ from callboard.errors import (
     SendError,
     Unreadable,
 )
+from callboard.loggers import get_logger
 from callboard.payload import PayloadMismatch
 from callboard.states import State
 
 R = TypeVar("R")
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_DELAY = timedelta(days=300)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import structlog
 
 from callboard import dead_letter, envelope, queues
 from callboard.brokers import unique
@@ -14,9 +13,10 @@ from callboard.envelope import AttemptError
 from callboard.errors import (
     StoreUnavailable,
 )
+from callboard.loggers import get_logger
 from callboard.states import State
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_HOOK_FAILURES = 20
 _HOOK_FIRST, _HOOK_LAST = 1.0, 60.0

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-import structlog
 from dramatiq import Message
 
 from callboard.envelope import Extras
 from callboard.errors import NotQueued, StoreUnavailable
+from callboard.loggers import get_logger
 from callboard.store.base import Store
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: A key ends by itself so long after its job may start: a crash in the wrong moment mustn't hold it for ever.
 TTL = timedelta(days=1)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from callboard.errors import StoreUnavailable
+from callboard.loggers import get_logger
 from callboard.store.base import AuditEntry, Store
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Audit:

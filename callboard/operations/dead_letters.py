@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import structlog
 
 from callboard import dead_letter, envelope, queues
 from callboard.actor import JobActor
@@ -22,12 +21,13 @@ from callboard.brokers.driver import Outgoing, StoredMessage, Verdict
 from callboard.dead_letter import DeadLetter
 from callboard.envelope import Headers
 from callboard.errors import JobNotFound, StoreUnavailable, UnknownActor, Unreadable
+from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
 from callboard.payload import masked_json
 from callboard.states import State, order
 from callboard.store.base import Change, Query, Record, Store
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: Called now and then on a long walk: the queue, how many letters were looked at, and how many there are.
 Progress = Callable[[str, int, int], None]

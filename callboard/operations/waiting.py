@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-import structlog
-
 from callboard import envelope, queues
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import StoredMessage, Verdict
 from callboard.brokers.receiving import RECEIVE_LIMIT
 from callboard.errors import NotPossible, StoreUnavailable, UnknownQueue, Unreadable
+from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
 from callboard.operations.why import can_locate, is_job_queue
 from callboard.states import State, order
 from callboard.store.base import Change, Heartbeat, Query, Store
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _RECORD_BATCH = 500
 _WAITING = (State.QUEUED, State.SCHEDULED, State.RETRYING, State.SNOOZED, State.PARKED)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-import structlog
-
 from callboard.errors import StoreUnavailable
+from callboard.loggers import get_logger
 from callboard.store.base import Control
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     from callboard.store.base import Store
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _NOTHING_ASKED = Control(version=-1, paused=frozenset(), cancelled={})
 

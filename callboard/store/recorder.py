@@ -19,16 +19,15 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-import structlog
-
 from callboard.errors import StoreUnavailable
+from callboard.loggers import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from callboard.store.base import Change, Store
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 5.0

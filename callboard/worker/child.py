@@ -18,18 +18,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
-import structlog
-
 from callboard.app import load_app
 from callboard.brokers.base import Broker
 from callboard.errors import CallboardError
+from callboard.loggers import get_logger
 from callboard.logs import configure_logging
 from callboard.worker.patterns import select_queues
 from callboard.worker.reports import Report, Reports, report_of
 from callboard.worker.slots import SlotMemory
 from callboard.worker.worker import Worker
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: Exit codes of a process: it couldn't start; what it was to do has ended by itself.
 NOT_STARTED, ENDED = 3, 4

@@ -17,17 +17,17 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import structlog
 from dramatiq.middleware import Shutdown as ShutdownInterrupt
 
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import Intake
+from callboard.loggers import get_logger
 from callboard.worker.work_queue import WorkQueue
 
 if TYPE_CHECKING:
     from callboard.worker.worker import Worker
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: Seconds that interrupted jobs have to come to an end.
 INTERRUPT_SECONDS = 3.0

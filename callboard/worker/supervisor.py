@@ -27,10 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import structlog
-
 from callboard import errors
 from callboard.errors import AppError, CallboardError
+from callboard.loggers import get_logger
 from callboard.worker.child import Companion, Plan, run_child
 from callboard.worker.reload import Watcher
 from callboard.worker.reports import Report, Reports
@@ -38,7 +37,7 @@ from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
 from callboard.worker.slots import SlotMemory
 from callboard.worker.zygote import Zygote, adopt_orphans, companion_number, fork
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_PROCESSES = 50
 _BEGIN_SECONDS = 10.0  # from the order to fork a process to its first word

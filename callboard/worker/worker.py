@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
 from dramatiq.middleware import SkipMessage
 
 from callboard.brokers.base import Broker
 from callboard.brokers.claim import ClaimedMessage, HookFailed
 from callboard.brokers.driver import Delivery
 from callboard.context import enter_run
+from callboard.loggers import get_logger
 from callboard.store.base import Control
 from callboard.store.control import ControlWatch
 from callboard.worker.pace import AHEAD_MOST, Pace
@@ -27,7 +27,7 @@ from callboard.worker.shutdown import Shutdown
 from callboard.worker.slots import Slots
 from callboard.worker.work_queue import WorkQueue
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _FETCH_TIMEOUT = 1.0
 _BATCH_MOST = 64

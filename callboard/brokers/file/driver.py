@@ -10,8 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-import structlog
-
 from callboard.brokers.driver import (
     Decide,
     Driver,
@@ -32,11 +30,12 @@ from callboard.brokers.file.walk import walk
 from callboard.brokers.file.watch import DeathWatch
 from callboard.brokers.file.writer import MaybeWritten, Replaced, Writer
 from callboard.errors import BrokerUnavailable
+from callboard.loggers import get_logger
 
 T = TypeVar("T")
 Numbers = dict[str, int]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _PATIENCE = 10.0  # seconds within which a question or an act of the command line gets its turn
 _PURGED_AT_ONCE = 10_000  # messages, so that senders get their turn between

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
-import structlog
-
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.file import forks, messages, workers
 from callboard.brokers.file.bells import Bell
@@ -18,13 +16,14 @@ from callboard.brokers.file.schema import PLACE_BITS, explain, queue_of
 from callboard.brokers.file.workers import Registration
 from callboard.brokers.file.writer import MaybeWritten, Replaced
 from callboard.errors import BrokerUnavailable
+from callboard.loggers import get_logger
 
 if TYPE_CHECKING:
     from callboard.brokers.file.driver import FileDriver, Numbers
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LONGEST_SLEEP = 1.0  # seconds after which a waiting worker looks by itself
 _ACK_DELAY = 0.004  # seconds that an ack waits for a fetch to take it along

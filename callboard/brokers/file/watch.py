@@ -6,14 +6,13 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-import structlog
-
 from callboard.brokers.file import workers
+from callboard.loggers import get_logger
 
 if TYPE_CHECKING:
     from callboard.brokers.file.driver import FileDriver
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _INTERVAL = 0.25  # seconds between two looks at the locks
 _ROLL_CALL = 10.0  # seconds between two looks for workers that have no lock file

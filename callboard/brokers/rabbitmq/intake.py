@@ -21,8 +21,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
-import structlog
-
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.batch import Batch
@@ -33,9 +31,10 @@ from callboard.brokers.rabbitmq.publisher import Publisher
 from callboard.brokers.rabbitmq.stream import Stream
 from callboard.brokers.rabbitmq.topology import arguments_of, declare_queue, named
 from callboard.brokers.rabbitmq.waiting import Waiting
+from callboard.loggers import get_logger
 from callboard.queues import priority_of
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MOVE_DEADLINE = 5.0
 #: Seconds for which an ack may wait for others.

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import structlog
 from pika.channel import Channel
 from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
@@ -29,8 +28,9 @@ from callboard.brokers.rabbitmq.frames import Properties, properties_of
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.stream import Stream
+from callboard.loggers import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: Seconds that a message may stay unacked. RabbitMQ 3.12 and later take it; before, the server's setting holds.
 CONSUMER_TIMEOUT = 24 * 3600

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import structlog
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ConnectionWrongStateError
@@ -29,10 +28,11 @@ from callboard.brokers.rabbitmq.outage import explain, is_refusal
 from callboard.brokers.rabbitmq.script import Performance, Script
 from callboard.brokers.rabbitmq.stream import Stream, let_go_of_loop
 from callboard.errors import BrokerUnavailable
+from callboard.loggers import get_logger
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _FIRST_PAUSE = 0.05
 

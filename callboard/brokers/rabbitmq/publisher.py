@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-import structlog
 from pika.channel import Channel
 from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
@@ -30,8 +29,9 @@ from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.stream import Stream
 from callboard.brokers.rabbitmq.topology import arguments_of, declare_queue, named
+from callboard.loggers import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: How many messages may be written and not confirmed.
 WINDOW = 1000

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis.exceptions
-import structlog
 
 from callboard.brokers.redis.address import Address
 from callboard.brokers.redis.outage import Refused
+from callboard.loggers import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _OLDEST = 7
 

@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from callboard.brokers import forks
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.redis.bell import Bell
@@ -21,12 +19,13 @@ from callboard.brokers.redis.link import channel_of
 from callboard.brokers.redis.messages import unpack_delivery
 from callboard.brokers.redis.outage import Refused, Unreachable
 from callboard.errors import BrokerUnavailable
+from callboard.loggers import get_logger
 from callboard.queues import priority_of
 
 if TYPE_CHECKING:
     from callboard.brokers.redis.driver import RedisDriver
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LONGEST_SLEEP = 1.0  # seconds after which a waiting worker looks by itself; the scripts rely on it
 MOVE_DEADLINE = 10.0
