@@ -15,7 +15,7 @@ from types import TracebackType
 import msgspec
 
 from callboard.envelope import AttemptError, Headers
-from callboard.errors import Unreadable
+from callboard.errors import Unreadable, printable
 
 MAX_TRACEBACK = 32_000
 
@@ -99,7 +99,7 @@ def where_raised(traceback: TracebackType | None) -> str:
 
 def format_traceback(error: BaseException) -> str:
     """The traceback as text. A long one keeps its head and its tail, where causes stand."""
-    text = "".join(tracebacks.format_exception(error))
+    text = printable("".join(tracebacks.format_exception(error)))
     if len(text) <= MAX_TRACEBACK:
         return text
     half = MAX_TRACEBACK // 2

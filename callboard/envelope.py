@@ -16,12 +16,12 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from dramatiq import Message
 
-from callboard.errors import SettingsError, Unreadable
+from callboard.errors import SettingsError, Unreadable, printable
 
 VERSION = 1
 
@@ -32,23 +32,29 @@ MAX_ERRORS = 5
 _JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+# What no honest message goes beyond; arithmetic on more would overflow somewhere on the way.
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+Moment = Annotated[float, msgspec.Meta(ge=0, le=10**11)]  # seconds since the epoch
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=10**14)]
+
+
 class Extras(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """What `options.callboard` holds. Fields of a later version are unknown here, and the job is parked."""
 
     v: int = VERSION
-    payload_version: int = 1
-    expires: float | None = None  # seconds since the epoch; the job doesn't start after it
+    payload_version: Count = 1
+    expires: Moment | None = None  # the job doesn't start after it
     trace: str | None = None  # a W3C traceparent
     tags: list[str] = []
     unique: str | None = None  # the key that the job holds until it ends
-    tick: float | None = None  # the moment of the schedule that made it
+    tick: Moment | None = None  # the moment of the schedule that made it
 
 
 class AttemptError(msgspec.Struct, omit_defaults=True):
     """How one run failed, in short. The traceback is in the record, and the last one in the dead letter."""
 
-    attempt: int
-    at: float
+    attempt: Count
+    at: Moment
     type: str
     message: str
     worker: str = ""
@@ -57,19 +63,18 @@ class AttemptError(msgspec.Struct, omit_defaults=True):
 class Headers(msgspec.Struct, omit_defaults=True):
     """What changes on a job's way. All at their defaults when it is sent."""
 
-    hop: int = 0  # how often Callboard has published it again; see `callboard.states.order`
-    attempt: int = 0  # counted runs that have ended
+    hop: Count = 0  # how often Callboard has published it again; see `callboard.states.order`
+    attempt: Count = 0  # counted runs that have ended
     state: str = ""  # what its stay in the queue is: '' (queued), scheduled, retrying, snoozed, parked
-    ready_at: float | None = None  # when this stay's wait ends
+    ready_at: Moment | None = None  # when this stay's wait ends
     errors: list[AttemptError] = []
-    parked_since: float | None = None
+    parked_since: Moment | None = None
     reason: str = ""  # why it waits
-    hook_failures: int = 0
-    snoozes: int = 0
-    deaths: int = 0
-    replayed_at: float | None = None
+    hook_failures: Count = 0
+    snoozes: Count = 0
+    deaths: Count = 0
+    replayed_at: Moment | None = None
     signature: str = ""
-    resume: int = 0  # 1: interrupted by a deploy, uncounted
 
 
 class Wire(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,7 +86,7 @@ class Wire(msgspec.Struct, forbid_unknown_fields=True):
     kwargs: dict[str, Any]
     options: dict[str, Any]
     message_id: str
-    message_timestamp: int
+    message_timestamp: Annotated[int, msgspec.Meta(ge=0, le=10**14)]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -172,9 +177,9 @@ def encode_headers(headers: Headers) -> bytes:
         return b""
     del headers.errors[:-MAX_ERRORS]
     for error in headers.errors:
-        error.message = error.message[:400]
-        error.type = error.type[:200]
-    headers.reason = headers.reason[:400]
+        error.message = printable(error.message[:400])
+        error.type = printable(error.type[:200])
+    headers.reason = printable(headers.reason[:400])
     encoded = _encode_headers(headers)
     while len(encoded) > MAX_HEADER_BYTES and headers.errors:
         del headers.errors[0]
@@ -227,20 +232,22 @@ def extras_of(options: Mapping[str, Any]) -> Extras:
 class _Options(msgspec.Struct):
     """The options whose types matter before anything else looks at them. They are Dramatiq's own."""
 
-    eta: float | None = None
+    eta: Milliseconds | None = None
     pipe_target: Wire | None = None
     pipe_ignore: bool | None = None
     on_success: str | None = None
     on_failure: str | None = None
     on_retry_exhausted: str | None = None
-    max_retries: int | None = None
-    min_backoff: float | None = None
-    max_backoff: float | None = None
-    max_age: float | None = None
-    time_limit: float | None = None
+    max_retries: Count | None = None
+    min_backoff: Milliseconds | None = None
+    max_backoff: Milliseconds | None = None
+    max_age: Milliseconds | None = None
+    time_limit: Milliseconds | None = None
     store_results: bool | None = None
-    result_ttl: float | None = None
-    retries: int = 0
+    result_ttl: Milliseconds | None = None
+    retries: Count = 0
+    throws: None = None  # a class, and no class is JSON
+    retry_when: None = None
     scheduled_at: str | None = None
     group_completion_uuid: str | None = None
     group_completion_callbacks: list[Wire] | None = None

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+#: No job waits longer in the broker.
+MAX_WAIT = timedelta(days=300)
+
+
 class CallboardError(Exception):
     """The root: catch it to catch whatever Callboard itself raises."""
 
@@ -131,6 +135,20 @@ class NotPossible(CallboardError):
     """What was asked can't be done to this job or queue as it is now; the message says why."""
 
 
+def printable(text: str) -> str:
+    """A text that can be encoded as UTF-8: lone surrogates, as in the names of odd files, are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def text_of(error: BaseException, *, limit: int = 4_000) -> str:
+    """What an exception says, whatever it is: never raises, can be encoded, and is at most `limit` long."""
+    try:
+        text = str(error)
+    except BaseException as broken:  # noqa: BLE001  an exception's own code may raise anything
+        return f"(its text can't be had: {type(broken).__name__} in its __str__)"
+    return printable(text[:limit])
+
+
 class Permanent(CallboardError):
     """Raise it in an actor to stop: the job is dead at once, whatever attempts were left."""
 
@@ -139,7 +157,7 @@ class Snooze(CallboardError):
     """Raise it in an actor to come back later without using an attempt."""
 
     def __init__(self, wait: timedelta, reason: str = "") -> None:
-        if wait <= timedelta(0):
-            raise ValueError(f"a snooze must lie in the future, not {wait} ahead")
+        if not timedelta(0) < wait <= MAX_WAIT:
+            raise ValueError(f"a snooze lasts up to {MAX_WAIT.days} days, and can't last {wait}")
         super().__init__(reason or f"snoozed for {wait}")
         self.wait = wait

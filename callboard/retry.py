@@ -27,7 +27,7 @@ class RetryPolicy:
         base: The longest wait before the second run; it doubles with each further one.
         cap: No wait is longer.
         jitter: Draw each wait evenly from nothing to its longest; without it, each is its longest.
-        retry_on: Only these errors are tried again; all of them by default.
+        retry_on: Only these errors are tried again; by default all, time limits and `SystemExit` included.
         never_retry: These are not, whatever `retry_on` says.
     """
 
@@ -35,7 +35,7 @@ class RetryPolicy:
     base: timedelta = timedelta(seconds=1)
     cap: timedelta = timedelta(hours=1)
     jitter: bool = True
-    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    retry_on: tuple[type[BaseException], ...] = (BaseException,)
     never_retry: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:

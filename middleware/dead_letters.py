@@ -10,9 +10,7 @@ from callboard import dead_letter
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import Die
 from callboard.context import Cancelled
-from callboard.envelope import AttemptError
 from callboard.errors import Permanent
-from callboard.process import worker_name
 
 
 class DeadLetters(Middleware):
@@ -26,19 +24,22 @@ class DeadLetters(Middleware):
         if exception is None or message.disposition is not None or isinstance(exception, Cancelled):
             return
         assert isinstance(broker, CallboardBroker)
-        error_type, text = type(exception).__name__, str(exception)
+        failed = message.failed_run(exception, broker.clock())
         if isinstance(exception, Permanent):
-            reason = f"permanent: {text}"
+            reason = f"permanent: {failed.message}"
         else:
             runs = "once" if message.attempt == 1 else f"{message.attempt} times"
-            reason = f"failed {runs}: {error_type}: {text}"
+            reason = f"failed {runs}: {failed.type}: {failed.message}"
         message.fail()
         message.disposition = Die(
             reason[:1000],
-            failed_run=AttemptError(message.attempt, broker.clock(), error_type, text[:4000], worker_name()),
+            failed_run=failed,
             traceback=dead_letter.format_traceback(exception),
             fingerprint=dead_letter.fingerprint(
-                message.actor_name, error_type, text, dead_letter.where_raised(exception.__traceback__)
+                message.actor_name,
+                failed.type,
+                failed.message,
+                dead_letter.where_raised(exception.__traceback__),
             ),
         )
         self._tell_exhausted(broker, message)

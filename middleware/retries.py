@@ -12,9 +12,7 @@ from dramatiq.middleware import Shutdown
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import ClaimedMessage, GiveBack, Later
 from callboard.context import Cancelled
-from callboard.envelope import AttemptError
-from callboard.errors import Snooze
-from callboard.process import worker_name
+from callboard.errors import Snooze, text_of
 from callboard.retry import RetryPolicy
 from callboard.states import State
 
@@ -56,15 +54,13 @@ class Retries(Middleware):
             message.disposition = GiveBack()
         elif isinstance(exception, Snooze):
             due = now + exception.wait.total_seconds()
-            message.disposition = Later(State.SNOOZED, due, reason=str(exception))
+            message.disposition = Later(State.SNOOZED, due, reason=text_of(exception))
         elif (wait := self._wait(broker.get_actor(message.actor_name), message, exception)) is not None:
-            failed = AttemptError(
-                message.attempt, now, type(exception).__name__, str(exception), worker_name()
-            )
+            failed = message.failed_run(exception, now)
             message.disposition = Later(
                 State.RETRYING,
                 now + wait.total_seconds(),
-                reason=f"attempt {message.attempt} failed: {failed.type}: {failed.message}",
+                reason=f"attempt {message.attempt} failed: {failed.type}: {failed.message}"[:1000],
                 failed_run=failed,
             )
 

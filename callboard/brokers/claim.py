@@ -12,10 +12,13 @@ from typing import Any
 
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
+from dramatiq.middleware import TimeLimitExceeded
 
 from callboard.brokers.driver import Delivery, Intake
 from callboard.context import Run
 from callboard.envelope import AttemptError, Extras, Headers, Wire
+from callboard.errors import text_of
+from callboard.process import worker_name
 from callboard.states import State, order
 
 
@@ -138,6 +141,13 @@ class ClaimedMessage(MessageProxy):
     def exception(self) -> BaseException | None:
         """How the run failed, while the message is being processed."""
         return self._exception
+
+    def failed_run(self, error: BaseException, at: float) -> AttemptError:
+        """How this run failed, in words."""
+        text = text_of(error)
+        if isinstance(error, TimeLimitExceeded) and not text and self.run is not None:
+            text = f"it ran longer than its limit of {self.run.time_limit:g} s"
+        return AttemptError(self.attempt, at, type(error).__name__, text, worker_name())
 
     def ready_at(self) -> float:
         """Since when the job could have been running, in seconds since the epoch."""

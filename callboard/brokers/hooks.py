@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dramatiq import Middleware
-from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, SkipMessage
+from dramatiq.middleware import Callbacks, GroupCallbacks, Interrupt, MiddlewareError, Pipelines, SkipMessage
 from dramatiq.results import Results
 
 from callboard.brokers.claim import ClaimedMessage, Drop, Finish, GiveBack, HookFailed
@@ -21,8 +21,6 @@ from callboard.states import State
 
 log = get_logger(__name__)
 
-#: What a hook may raise and the worker outlives. SystemExit would end a thread of Dramatiq's worker, silently.
-_HOOK_ERRORS = (Exception, SystemExit)
 #: `idle_without` (see `_is_idle_after_plain_run`) of Dramatiq's own middleware.
 _IDLE_WITHOUT: dict[type[Any], frozenset[str]] = {
     Callbacks: frozenset({"on_success"}),
@@ -79,7 +77,8 @@ class Hooks(Core):
                 if message.disposition is None and not message.failed:
                     message.disposition = Finish(State.DISCARDED, reason=f"skipped by {_hook_name(hook)}")
                 raise
-            except _HOOK_ERRORS as error:
+            except BaseException as error:
+                _let_pass(error)
                 log.exception(
                     "hook failed, the job doesn't run", hook=_hook_name(hook), job_id=message.message_id
                 )
@@ -99,7 +98,8 @@ class Hooks(Core):
         for hook in hooks:
             try:
                 hook(self, message, result=result, exception=error)
-            except _HOOK_ERRORS as raised:
+            except BaseException as raised:
+                _let_pass(raised)
                 log.exception("hook failed", hook=_hook_name(hook), job_id=message.message_id)
                 failed = failed or HookFailed(_hook_name(hook), raised)
         self._note_failure(message, failed)
@@ -119,7 +119,8 @@ class Hooks(Core):
         for hook in self._hooks_of(method):
             try:
                 hook(self, *args, **kwargs)
-            except _HOOK_ERRORS as error:
+            except BaseException as error:
+                _let_pass(error)
                 log.exception("hook failed", hook=_hook_name(hook))
                 failed = failed or HookFailed(_hook_name(hook), error)
         return failed
@@ -160,6 +161,13 @@ def _is_idle_after_plain_run(middleware: Any, actor_options: Mapping[str, Any]) 
     if idle_without is None or getattr(middleware, "store_results", False):
         return False
     return not any(actor_options.get(option) for option in idle_without)
+
+
+def _let_pass(error: BaseException) -> None:
+    """A hook may raise anything, and the worker outlives it: SystemExit or CancelledError would end one of its
+    threads, silently. Only what isn't the hook's own goes on: an interrupt, or a test's crash."""
+    if isinstance(error, Interrupt) or getattr(error, "ends_the_worker", False):
+        raise error
 
 
 def _hook_name(hook: Callable[..., Any]) -> str:

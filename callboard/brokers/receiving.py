@@ -14,6 +14,7 @@ from callboard.envelope import Extras, Headers, UnknownExtras
 from callboard.errors import (
     StoreUnavailable,
     Unreadable,
+    text_of,
 )
 from callboard.loggers import get_logger
 from callboard.process import worker_name
@@ -56,6 +57,10 @@ class Receiving(Settling):
             return None
         except Unreadable as error:
             self._quarantine(delivery, intake, str(error))
+            return None
+        except Exception as error:
+            log.exception("a message can't be read, for an unforeseen reason", queue=delivery.queue)
+            self._quarantine(delivery, intake, f"{type(error).__name__}: {text_of(error, limit=300)}")
             return None
         claimed = ClaimedMessage(wire, delivery, intake, headers, extras)
         actor = self.actors.get(wire.actor_name)

@@ -17,6 +17,7 @@ from callboard.brokers.driver import Outgoing, PutError
 from callboard.brokers.hooks import Hooks
 from callboard.envelope import Extras, Headers
 from callboard.errors import (
+    MAX_WAIT,
     FateUnknown,
     InvalidPayload,
     NotQueued,
@@ -32,8 +33,6 @@ from callboard.states import State
 R = TypeVar("R")
 
 log = get_logger(__name__)
-
-MAX_DELAY = timedelta(days=300)
 
 
 class Sending(Hooks):
@@ -177,8 +176,8 @@ def _due(delay: int | timedelta | None, now: float) -> tuple[float | None, int |
     if delay is None:
         return None, None
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay / 1000
-    if seconds > MAX_DELAY.total_seconds():
-        raise ValueError(f"a job can wait {MAX_DELAY.days} days at most, not {timedelta(seconds=seconds)}")
+    if not seconds <= MAX_WAIT.total_seconds():  # nor is it when it is no number
+        raise ValueError(f"a job can wait {MAX_WAIT.days} days at most, not {seconds:g} seconds")
     if seconds <= 0:
         return None, None
     return now + seconds, round(seconds * 1000)

@@ -11,7 +11,10 @@ from callboard.brokers.driver import Delivery, Intake, Outgoing, PutError
 from callboard.brokers.hooks import Hooks
 from callboard.envelope import AttemptError
 from callboard.errors import (
+    MAX_WAIT,
     StoreUnavailable,
+    printable,
+    text_of,
 )
 from callboard.loggers import get_logger
 from callboard.states import State
@@ -62,7 +65,7 @@ class Settling(Hooks):
         if not isinstance(disposition, HookFailed):
             return disposition
         failures = message.headers.hook_failures + 1
-        text = f"{disposition.hook}: {type(disposition.error).__name__}: {disposition.error}"
+        text = f"{disposition.hook}: {type(disposition.error).__name__}: {text_of(disposition.error, limit=1000)}"
         if failures >= MAX_HOOK_FAILURES:
             message.fail()
             return Die(f"middleware: {text}", traceback=dead_letter.format_traceback(disposition.error))
@@ -72,12 +75,13 @@ class Settling(Hooks):
         return Later(State.RETRYING, due=self.clock() + wait, reason=f"middleware: {text}")
 
     def _again(self, message: ClaimedMessage, later: Later) -> Outgoing:
-        old = message.headers
+        old, now = message.headers, self.clock()
+        due = min(later.due, now + MAX_WAIT.total_seconds())
         headers = msgspec.structs.replace(
             old,
             hop=old.hop + 1,
             state=str(later.state),
-            ready_at=later.due,
+            ready_at=due,
             reason=later.reason,
             errors=list(old.errors),
         )
@@ -87,16 +91,15 @@ class Settling(Hooks):
         if later.state is State.SNOOZED:
             headers.snoozes += 1
         if later.state is State.PARKED:
-            headers.parked_since = old.parked_since or self.clock()
+            headers.parked_since = old.parked_since or now
         else:
             headers.parked_since = None
-        due = later.due if later.due > self.clock() else None
         return Outgoing(
             message.delivery.queue,
             message.delivery.body,
             message.message_id,
             envelope.encode_headers(headers),
-            due,
+            due if due > now else None,
         )
 
     def _letter(self, message: ClaimedMessage, die: Die) -> Outgoing:
@@ -112,7 +115,7 @@ class Settling(Hooks):
             queue=message.delivery.queue,
             died_at=self.clock(),
             death=headers.deaths + 1,
-            reason=die.reason,
+            reason=printable(die.reason),
             fingerprint=die.fingerprint
             or dead_letter.fingerprint(message.actor_name, last.type, last.message),
             attempts=attempts,

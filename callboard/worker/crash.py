@@ -23,6 +23,8 @@ Point = Literal["before_start", "after_send", "after_run", "before_ack"]
 class Crash(BaseException):
     """The worker dies here. Not an `Exception`: whoever catches those doesn't catch this."""
 
+    ends_the_worker = True  # hooks let it pass
+
 
 class CrashPoint:
     """Where a worker is to die.
