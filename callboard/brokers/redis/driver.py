@@ -120,8 +120,7 @@ class RedisDriver(Driver):
             return walk.go(decide, progress)
 
     def ping(self) -> None:
-        self.publisher.put((), _ANSWER)
-        self.queues()
+        self._run("put", ("ping", 1, [], []))
 
     def _run(self, script: str, order: object) -> Any:
         return self._ask(lambda until: self._asking.run(script, order, until=until))

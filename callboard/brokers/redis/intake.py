@@ -45,6 +45,7 @@ class RedisIntake(Intake):
     def __init__(self, driver: RedisDriver, options: IntakeOptions) -> None:
         self._driver = driver
         self._options = options
+        self._queues = list(dict.fromkeys(options.queues))
         self._paused = options.paused
         self._lease = driver.lease
         name = f"worker:{options.worker}"
@@ -54,13 +55,13 @@ class RedisIntake(Intake):
         forks.follow(self)
 
     def _reset(self) -> None:
-        self._worker = ""  # our name in Redis; a new one whenever we begin anew
+        self._worker = f"{self._options.worker}:{secrets.token_hex(4)}"  # our name in Redis
         self._connections = 0
         self._is_known = False  # on this connection
         self._held: dict[str, Delivery] = {}
         self._moving: set[str] = set()
-        self._acks: list[str] = []
-        self._returns: list[str] = []
+        self._acks: list[Delivery] = []
+        self._returns: list[Delivery] = []
         self._fetching = threading.Lock()
         self._applying = threading.Lock()  # held while the link is in use
         self._given = threading.Event()  # there are acks
@@ -139,13 +140,13 @@ class RedisIntake(Intake):
             meta = answer[3].decode().split()
             found: list[Delivery] = []
             for which, token, value in zip(meta[::2], meta[1::2], answer[4], strict=True):
+                delivery = unpack_delivery(names[int(which)], token, value or b"")
                 if value is None:
-                    log.error("message_missing", queue=names[int(which)], id=token)
-                    self._acks.append(token)
-                    continue
-                delivery = unpack_delivery(names[int(which)], token, value)
-                self._held[token] = delivery
-                found.append(delivery)
+                    log.error("message_missing", queue=delivery.queue, id=token)
+                    self._acks.append(delivery)
+                else:
+                    self._held[token] = delivery
+                    found.append(delivery)
         return found, None if soonest < 0 else soonest / 1e6
 
     def _call(self, room: int, waits: int, *, until: float, looks: bool = False) -> list[Any]:
@@ -154,8 +155,8 @@ class RedisIntake(Intake):
         order = (
             self._worker,
             self._connections,
-            acks,
-            returns,
+            [delivery.token for delivery in acks],
+            [delivery.token for delivery in returns],
             room,
             self._turn,
             self._tiers if room else [],
@@ -170,8 +171,10 @@ class RedisIntake(Intake):
             self._is_known = False
             raise
         if answer[0] == 0:
-            self._lose()
-            raise Refused("Redis took this worker for dead", passing=True)
+            self._is_known = False
+            raise Refused(
+                "Redis heard nothing of this worker for too long, and took it for dead", passing=True
+            )
         self._heard = asked
         del self._acks[: len(acks)], self._returns[: len(returns)]
         self._unwanted = self._unwanted[len(unwanted) :]
@@ -186,7 +189,7 @@ class RedisIntake(Intake):
         paused = self._paused
         if self._tiers_without is not paused:
             tiers: dict[int, list[str]] = {}
-            for name in dict.fromkeys(self._options.queues):
+            for name in self._queues:
                 if name not in paused:
                     tiers.setdefault(priority_of(name), []).append(name)
             self._tiers = [tiers[priority] for priority in sorted(tiers)]
@@ -210,33 +213,27 @@ class RedisIntake(Intake):
         if self._is_known and self._link.is_up:
             return
         self._link.connect(until)
-        new = not self._worker
-        worker = self._worker or f"{self._options.worker}:{secrets.token_hex(4)}"
         self._connections += 1
-        known = [*self._held, *self._acks, *self._returns]
-        order = (worker, self._connections, list(dict.fromkeys(self._options.queues)), known, new)
+        known: list[str] = []
+        for delivery in (*self._held.values(), *self._acks, *self._returns):
+            known += (delivery.token, delivery.queue)
         asked = time.monotonic()
-        if not self._link.run("enter", order, until=until):
-            self._lose()
-            raise Refused("Redis took this worker for dead", passing=True)
+        lost = self._link.run("enter", (self._worker, self._connections, self._queues, known), until=until)
         self._heard = asked
-        self._worker = worker
         self._is_known = True
+        if lost:
+            self._forget({token.decode() for token in lost})
         if self._keeper is None:
             self._keeper = threading.Thread(target=self._keep, name="redis-keeper", daemon=True)
             self._keeper.start()
 
-    def _lose(self) -> None:
-        """Others have our claims by now."""
-        log.error(
-            "claims_lost", reason="Redis heard nothing of this worker for too long", claims=len(self._held)
-        )
-        self._held.clear()
-        self._acks.clear()
-        self._returns.clear()
-        self._worker = ""
-        self._is_known = False
-        self._bell.ring()
+    def _forget(self, lost: set[str]) -> None:
+        """Others have these messages by now, or have done with them."""
+        claims = [token for token in lost if self._held.pop(token, None) is not None]
+        if claims:
+            log.error("claims_lost", reason="this worker was frozen or cut off", claims=len(claims))
+        self._acks = [delivery for delivery in self._acks if delivery.token not in lost]
+        self._returns = [delivery for delivery in self._returns if delivery.token not in lost]
 
     def _keep(self) -> None:
         """The keeper's life."""
@@ -266,6 +263,7 @@ class RedisIntake(Intake):
             self._enter(until)
             waits, self._stops_waiting = _WAIT_NO_MORE if self._stops_waiting else _AS_BEFORE, False
             self._call(0, waits, until=until, looks=beats)
+            self._recovered()
             beats = False
 
     # -- letting go ----------------------------------------------------------------------------------------
@@ -293,23 +291,24 @@ class RedisIntake(Intake):
             return False
         if time.monotonic() - self._heard < self._lease:
             return True
-        if self._drop(delivery):
-            self._returns.append(delivery.token)
+        if self._let_go(delivery, self._returns):
             self._arm()
         return False
 
     def ack(self, delivery: Delivery) -> None:
-        if self._drop(delivery):
-            self._acks.append(delivery.token)
+        if self._let_go(delivery, self._acks):
             if not self._armed:
                 self._arm()
             if self._full:
                 self._bell.ring()
 
-    def _drop(self, delivery: Delivery) -> bool:
-        """No more ours; False if it wasn't."""
-        held = self._held.get(delivery.token)
-        return held is delivery and self._held.pop(delivery.token, None) is not None
+    def _let_go(self, delivery: Delivery, gathered: list[Delivery]) -> bool:
+        """From what is held to the acks or the returns; False if it isn't held."""
+        if self._held.get(delivery.token) is not delivery:
+            return False
+        gathered.append(delivery)  # first, so that whoever looks what we know of finds it
+        self._held.pop(delivery.token, None)
+        return True
 
     def _arm(self) -> None:
         """See to it that acks are applied soon, even if nobody fetches."""
@@ -336,11 +335,11 @@ class RedisIntake(Intake):
             return True
 
     def move(self, delivery: Delivery, outgoing: Outgoing) -> None:
-        worker, token = self._worker, delivery.token
+        token = delivery.token
         if self._held.get(token) is not delivery:
             raise PutError("the claim is gone", not_queued=[outgoing])
         self._moving.add(token)
-        done = self._driver.publisher.exchange(outgoing, worker, token, MOVE_DEADLINE)
+        done = self._driver.publisher.exchange(outgoing, self._worker, token, MOVE_DEADLINE)
         self._moving.discard(token)
         self._held.pop(token, None)
         if not done:
@@ -349,7 +348,8 @@ class RedisIntake(Intake):
             self._bell.ring()
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        self._returns += [delivery.token for delivery in deliveries if self._drop(delivery)]
+        for delivery in deliveries:
+            self._let_go(delivery, self._returns)
         try:
             with self._applying:
                 self._apply()
@@ -375,9 +375,9 @@ class RedisIntake(Intake):
     def _leave(self) -> None:
         self._held.clear()
         try:
-            if self._worker:
-                until = time.monotonic() + _ANSWER
-                self._link.run("leave", (self._worker, self._acks), until=until)
+            if self._connections:
+                acks = [delivery.token for delivery in self._acks]
+                self._link.run("leave", (self._worker, acks), until=time.monotonic() + _ANSWER)
         except BrokerUnavailable as error:  # others will rescue what we held
             log.warning("broker_unavailable", error=str(error))
         finally:

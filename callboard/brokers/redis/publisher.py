@@ -75,12 +75,13 @@ class _Parcel:
 class _Batch:
     """The parcels of one call of the script."""
 
-    __slots__ = ("number", "parcels", "written")
+    __slots__ = ("failures", "number", "parcels", "written")
 
     def __init__(self, number: int, parcels: list[_Parcel]) -> None:
         self.number = number
         self.parcels = parcels
         self.written = False  # and perhaps done
+        self.failures = 0
 
 
 class Publisher:
@@ -99,6 +100,7 @@ class Publisher:
         self._batch: _Batch | None = None  # under way, or to be repeated
         self._leader: _Call | None = None
         self._number = 0
+        self._known: set[str] = set()  # queues that Redis knows
         self._closed = False
 
     def forked(self) -> None:
@@ -192,8 +194,11 @@ class Publisher:
             except BrokerUnavailable as error:
                 if isinstance(error, Refused) and not error.passing:
                     self._settle(batch, None, str(error))
-                else:
-                    self._note(batch, str(error))
+                    continue
+                self._note(batch, str(error))
+                batch.failures += 1
+                # The connection may have been idle for so long that Redis closed it. That is no outage.
+                if batch.failures > 1 or not (isinstance(error, Unreachable) and error.sent):
                     time.sleep(max(0.0, min(self._link.pause(), call.until - time.monotonic())))
             else:
                 self._settle(batch, gone, "")
@@ -219,7 +224,9 @@ class Publisher:
 
     def _write(self, batch: _Batch, until: float) -> list[int]:
         """Returns which of the batch's messages (1, 2, ...) lost their claim."""
-        self._link.connect(until)
+        if not self._link.is_up:
+            self._known = set()  # Redis may have lost what it knew
+            self._link.connect(until)
         entries: list[tuple[object, ...]] = []
         values: list[bytes] = []
         for parcel in batch.parcels:
@@ -227,11 +234,12 @@ class Publisher:
             entries.extend((message.queue, due_of(message), *claim) for message in parcel.messages)
             values.extend(map(pack, parcel.messages))
         script = "put" if batch.parcels[0].claim is None else "exchange"
+        queues = {message.queue for parcel in batch.parcels for message in parcel.messages}
         before, batch.written = batch.written, True
         try:
-            gone: list[int] = self._link.run(
+            answer: bytes = self._link.run(
                 script,
-                (self._sender, batch.number, entries),
+                (self._sender, batch.number, entries, [*(queues - self._known)]),
                 values,
                 until=min(until, time.monotonic() + _PATIENCE),
             )
@@ -241,7 +249,8 @@ class Publisher:
         except Unreachable as error:
             batch.written = before or error.sent
             raise
-        return gone
+        self._known |= queues
+        return [int(number) for number in answer.split()]
 
     def _note(self, batch: _Batch, problem: str) -> None:
         for parcel in batch.parcels:

@@ -9,6 +9,7 @@ from importlib import resources
 
 # A put is refused while Redis is out of memory; whatever makes room, or moves a job on, never is.
 _FLAGS = {"put": ""}
+_OF_CLAIMS = frozenset({"enter", "claim", "leave"})
 _ALLOWED = "flags=allow-oom"
 
 
@@ -25,7 +26,8 @@ def script(name: str) -> Script:
     """A script by the name of its file; 'exchange' is 'put' where every message replaces another."""
     folder = resources.files("callboard.brokers.redis") / "lua"
     file = "put" if name == "exchange" else name
+    shared = ("common", "claims") if name in _OF_CLAIMS else ("common",)
     parts = [f"#!lua {_FLAGS.get(name, _ALLOWED)}".rstrip()]
-    parts += [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", file)]
+    parts += [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in (*shared, file)]
     text = "\n".join(parts).encode()
     return Script(text, hashlib.sha1(text).hexdigest().encode())  # noqa: S324 - it is how Redis names them

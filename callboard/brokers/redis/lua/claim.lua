@@ -6,7 +6,7 @@
 --   rung any more, seconds of silence after which a worker is dead (0: don't look)}
 -- Returns {1, how many of eight, microseconds until something is due or -1, "queue id queue id ..." with the
 --   queues as numbers in the order given, the messages' values, the workers found dead: name, messages, ...};
---   or {0} if it was taken for dead, or has a newer connection.
+--   or {0} if it has to come back first: it was taken for dead, or has a newer connection.
 
 local worker, connection, acks, returns, wanted, turn, tiers, waits, unwanted, lease =
   unpack(cmsgpack.unpack(ARGV[1]))

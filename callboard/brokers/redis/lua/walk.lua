@@ -56,6 +56,7 @@ for number = 1, #order - 3 do
     call('HDEL', MESSAGES, id)
     done[#done + 1] = number
     if target ~= 0 then
+      call('SADD', QUEUES, target[1])
       moved[#moved + 1] = target
       values[#values + 1] = ARGV[content]
     end
