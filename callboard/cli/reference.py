@@ -142,7 +142,8 @@ Fields are added now and then, never renamed or removed.
 | `jobs watch` | a line for each change: a job |
 | `jobs cancel`, `jobs retry` | `{"cancelled": [id, ...]}`, `{"replayed": [id, ...]}` |
 | `why` | `{"id", "known", "why", "facts"}`; the facts are what the sentence rests on |
-| `enqueue` | `{"id", "actor", "queue"}` |
+| `enqueue` | `{"id", "actor", "queue", "queued"}`; `queued` is false where another job has the key, whose id \
+is then the `id` |
 | `dead list` | `{"letters": [a dead letter, ...], "more": bool}`; with `--by-cause` `{"causes": [{"fingerprint", \
 "actor", "error", "count", "first_at", "last_at"}, ...]}` |
 | `dead show` | a dead letter in full |

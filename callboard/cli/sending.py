@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from callboard.cli.options import Json, PriorityName, length, moment, session, typed
+
+if TYPE_CHECKING:
+    from callboard.brokers.base import Broker
 
 
 def enqueue(
@@ -66,6 +69,8 @@ def enqueue(
     arguments = _payload(payload)
     deadline = _expires(expires)
     with session(ctx).broker() as broker:
+        if job_id is not None:
+            _refuse_known(broker, job_id)
         try:
             message = Client(broker).send(
                 name,
@@ -86,13 +91,34 @@ def enqueue(
     recorder = broker.recorder
     if recorder is not None and (recorder.pending or recorder.dropped):
         output.note("The store is away, so nothing is recorded of this job; it is safe all the same.")
+    other = (message.options.get("callboard") or {}).get("duplicate_of")
+    if other is not None:
+        output.note(f"not queued: job {other} has the key '{unique}' and hasn't ended")
     if json:
-        output.as_json({"id": message.message_id, "actor": message.actor_name, "queue": message.queue_name})
+        document = {"id": message.message_id, "actor": message.actor_name, "queue": message.queue_name}
+        output.as_json({**document, "queued": other is None})
+    elif other is not None:
+        output.say(other)
     elif output.console().is_terminal:
         output.say(f"Queued {message.actor_name} in {message.queue_name}: {message.message_id}")
         output.note(f"Follow it: callboard jobs watch {message.message_id}", style="dim")
     else:
         output.say(message.message_id)
+
+
+def _refuse_known(broker: Broker, job_id: str) -> None:
+    """Queue no second job under the id of a first: its story would be written over."""
+    from callboard.errors import NotPossible, StoreUnavailable
+
+    try:
+        record = broker.store.get(job_id) if broker.store is not None else None
+    except StoreUnavailable:  # a send goes on without the store
+        return
+    if record is not None:
+        raise NotPossible(
+            f"not queued: there is a job {job_id} already, which is {record.state}; "
+            "give another --id, or leave it out"
+        )
 
 
 def _payload(text: str | None) -> dict[str, Any]:

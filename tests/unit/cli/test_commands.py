@@ -64,7 +64,12 @@ def test_enqueue_takes_priority_delay_deadline_and_id(callboard: Callboard, jobs
         *("--expires", "2d", "--id", "letter-1", "--json"),
     )
 
-    assert done.json == {"id": "letter-1", "actor": "deliver-letter", "queue": "post.low"}
+    assert done.json == {
+        "id": "letter-1",
+        "actor": "deliver-letter",
+        "queue": "post.low",
+        "queued": True,
+    }
     (job,) = jobs.waiting
     assert job.due is not None
     assert abs((job.due - jobs.clock.now) - timedelta(minutes=90)) < timedelta(seconds=5)
@@ -77,6 +82,41 @@ def test_a_unique_job_is_queued_once(callboard: Callboard, jobs: Jobs) -> None:
 
     assert (second.code, second.out) == (0, first.out)
     assert len(jobs.waiting) == 1
+
+
+def test_what_is_not_queued_for_its_key_is_told_with_the_job_that_has_it(
+    callboard: Callboard, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enqueue(message: Any, *, delay: int | None = None) -> Any:
+        extras = {**message.options["callboard"], "duplicate_of": "first"}
+        return message.copy(message_id="first", options={"callboard": extras})
+
+    monkeypatch.setattr(jobs.broker, "enqueue", enqueue)
+    arguments = ("enqueue", "deliver-letter", "-p", '{"to": "x"}', "--unique", "k")
+
+    done = callboard(*arguments)
+    assert (done.code, done.out) == (0, "first\n")
+    assert done.err == "not queued: job first has the key 'k' and hasn't ended\n"
+    assert callboard(*arguments, "--json").json == {
+        "id": "first",
+        "actor": "deliver-letter",
+        "queue": "post.high",
+        "queued": False,
+    }
+
+
+def test_a_job_is_not_queued_under_the_id_of_another(callboard: Callboard, jobs: Jobs) -> None:
+    arguments = ("enqueue", "deliver-letter", "-p", '{"to": "x"}', "--id", "letter-1")
+    assert callboard(*arguments).code == 0
+    jobs.drain()
+    story = jobs.record("letter-1")
+
+    done = callboard(*arguments)
+
+    assert (done.code, done.out) == (ExitCode.REFUSED, "")
+    assert "there is a job letter-1 already, which is succeeded" in done.err
+    assert jobs.waiting == []
+    assert jobs.record("letter-1") == story
 
 
 @pytest.mark.parametrize(
