@@ -22,7 +22,7 @@ def schemas(
     """List the actors and what they accept; with an actor's name, its JSON schema."""
     from callboard.cli import output
 
-    with session(ctx).operations() as operations:
+    with session(ctx).operations(messages=False) as operations:
         found = operations.schemas()
         if name is not None:
             wanted = operations.broker.find_actor(name).actor_name

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from callboard.brokers.base import Broker
@@ -22,23 +22,35 @@ class Session:
     module: str = "broker"
 
     @contextmanager
-    def broker(self) -> Iterator[Broker]:
-        """The application's broker, with all its actors; closed at the end, when all records are written."""
+    def broker(self, *, quiet: bool = True) -> Iterator[Broker]:
+        """The application's broker, with all its actors; closed at the end, when all records are written.
+
+        Raises:
+            SettingsError: Its messages wait in this process's memory.
+        """
         from callboard.app import load_app
 
-        _quiet_logs()
+        if quiet:
+            _quiet_logs()
         broker = load_app(self.module)
         try:
+            _refuse_memory(broker)
             yield broker
         finally:
             broker.close()
 
     @contextmanager
-    def operations(self) -> Iterator[Operations]:
+    def operations(self, *, messages: bool = True) -> Iterator[Operations]:
         """Operations that are audited under the name of the person at the keyboard.
 
         Whoever wants to know why jobs are dead must not be stopped by an actor that can't be imported: then
         the broker alone is taken.
+
+        Args:
+            messages: Whether they are about messages and their records, and not only about what is declared.
+
+        Raises:
+            SettingsError: Its messages wait in this process's memory.
         """
         from callboard.app import load_app
         from callboard.brokers.base import Broker
@@ -55,9 +67,26 @@ class Session:
             sys.stderr.write(f"callboard: going on without all actors: {error}\n")
             broker = loaded
         try:
+            if messages:
+                _refuse_memory(broker)
             yield Operations(broker, who=f"cli:{_user()}")
         finally:
             broker.close()
+
+
+def _refuse_memory(broker: Broker) -> None:
+    if broker.driver.name == "stub":
+        refuse_stub()
+
+
+def refuse_stub() -> NoReturn:
+    """A command's own memory is a place where nobody else sees a job, and where it ends with the command."""
+    from callboard.errors import SettingsError
+
+    raise SettingsError(
+        "stub: keeps messages in this process's memory alone, so no other command or worker sees them, and "
+        "they end with it; set CALLBOARD_BROKER_URL=file:var"
+    )
 
 
 def _user() -> str:

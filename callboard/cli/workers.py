@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from callboard.cli.options import Json, session
+from callboard.cli.session import refuse_stub
 
 Queues = Annotated[
     list[str] | None,
@@ -40,10 +41,13 @@ def worker(
         typer.Option("--import", metavar="MODULE", help="Another module that declares actors."),
     ] = None,
 ) -> None:
-    """Run jobs. A process that dies is replaced; SIGTERM lets running jobs finish, a second one interrupts them."""
+    """Run jobs. A process that dies is replaced; SIGTERM lets running jobs finish, a second one interrupts them.
+
+    The jobs of schedules are sent by `callboard scheduler`, which runs beside it.
+    """
     from callboard.worker.supervisor import WorkerOptions, run_supervisor
 
-    level, style = _logging()
+    level, style = set_up_logging()
     options = WorkerOptions(
         queues=tuple(queues or ()),
         processes=processes,
@@ -63,12 +67,15 @@ def dev(
     threads: Threads = 4,
     grace: Grace = 2.0,
 ) -> None:
-    """Run jobs and schedules while you write them: everything is loaded anew when a file is saved."""
+    """Run jobs and schedules while you write them: everything is loaded anew when a file is saved.
+
+    In production, `callboard worker` runs the jobs and `callboard scheduler` sends those of schedules.
+    """
     from pathlib import Path
 
     from callboard.worker.supervisor import WorkerOptions, run_supervisor
 
-    level, style = _logging()
+    level, style = set_up_logging()
     options = WorkerOptions(
         queues=tuple(queues or ()),
         processes=1,
@@ -91,12 +98,14 @@ def _schedule(broker: Any, stop: Any) -> None:
     run_scheduler(broker, stop)
 
 
-def _logging() -> tuple[str, str]:
+def set_up_logging() -> tuple[str, str]:
     """How to log, from the settings; and from here on, do so."""
     from callboard.logs import configure_logging
     from callboard.settings import Settings
 
     settings = Settings.load()
+    if settings.broker_url.startswith("stub:"):
+        refuse_stub()
     configure_logging(level=settings.log_level, style=settings.log_format)
     return settings.log_level, settings.log_format
 

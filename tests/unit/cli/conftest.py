@@ -83,11 +83,11 @@ def callboard(jobs: Jobs, deliver: Any, monkeypatch: pytest.MonkeyPatch, capsys:
     """Runs the command with some arguments, in this process."""
 
     @contextmanager
-    def broker(self: Session) -> Iterator[Broker]:
+    def broker(self: Session, *, quiet: bool = True) -> Iterator[Broker]:
         yield jobs.broker
 
     @contextmanager
-    def operations(self: Session) -> Iterator[Operations]:
+    def operations(self: Session, *, messages: bool = True) -> Iterator[Operations]:
         yield Operations(jobs.broker, who="cli:ada")
 
     monkeypatch.setattr(Session, "broker", broker)
