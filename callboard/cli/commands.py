@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from callboard.cli import about, dead, jobs, queues, sending, watching, workers
+from callboard.cli import about, dead, jobs, queues, scheduling, sending, watching, workers
 from callboard.cli.help import ABOUT, LOOK, RUN, GroupedCommands
 from callboard.cli.session import Session
 
@@ -56,6 +56,7 @@ def options(
 
 
 app.command(rich_help_panel=RUN)(workers.worker)
+app.command(rich_help_panel=RUN)(scheduling.scheduler)
 app.command(rich_help_panel=RUN)(workers.dev)
 app.command(rich_help_panel=RUN)(sending.enqueue)
 
