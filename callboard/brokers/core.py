@@ -149,6 +149,15 @@ class Core(dramatiq.Broker):
         self.driver.declare(queues.dead_queue(queues.category_of(queue_name)))
         self.emit_after("declare_queue", queue_name)
 
+    def verify(self, queue: str, body: bytes, signature: str) -> None:
+        """Check a body's signature as a worker of this broker would; without keys, all is trusted.
+
+        Raises:
+            Unreadable: If it is missing, of an unknown key, or wrong.
+        """
+        if self._signer is not None:
+            self._signer.verify(queue, body, signature)
+
     def find_actor(self, name: str) -> Actor[Any, Any]:
         """An actor by its name, written with dashes or underscores.
 

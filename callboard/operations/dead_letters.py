@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from dramatiq import Message
 
 from callboard import dead_letter, envelope, queues
 from callboard.actor import JobActor
@@ -20,7 +21,7 @@ from callboard.brokers.base import Broker
 from callboard.brokers.driver import Outgoing, StoredMessage, Verdict
 from callboard.dead_letter import DeadLetter
 from callboard.envelope import Headers
-from callboard.errors import JobNotFound, StoreUnavailable, UnknownActor, Unreadable
+from callboard.errors import JobNotFound, NotPossible, StoreUnavailable, UnknownActor, Unreadable
 from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
 from callboard.payload import masked_json
@@ -293,6 +294,8 @@ class DeadLetters:
         Raises:
             InvalidPayload: The mended payload doesn't fit the actor. Nothing was changed.
             UnknownActor: The actor that should check the mended payload isn't declared here.
+            NotPossible: The letter to be mended isn't what a worker here wrote: its message is of another job,
+                or its signature is missing or wrong.
             BrokerUnavailable: Some letters may have been replayed; none is lost.
         """
         if payload is not None and len(which.ids) != 1:
@@ -477,9 +480,25 @@ class DeadLetters:
             raise JobNotFound(f"there is no dead letter {job_id}")
         if letter.actor not in self._broker.actors:
             raise UnknownActor(letter.actor, self._broker.actors)
-        message = envelope.decode(letter.original, max_bytes=len(letter.original))
+        message = self._trusted(letter)
         object.__setattr__(message, "queue_name", letter.queue)
         return _Mended(letter.actor, self._broker.prepare(message.copy(args=(), kwargs=dict(payload))))
+
+    def _trusted(self, letter: DeadLetter) -> Message[Any]:
+        """The message in a letter, if a worker would run it. It is about to be signed anew with all its
+        options, so a forged letter must not get that far."""
+        refused = f"the letter of job {letter.job_id} can't be mended"
+        try:
+            self._broker.verify(letter.queue, letter.original, letter.headers.signature)
+            message = envelope.decode(letter.original, max_bytes=len(letter.original))
+        except Unreadable as error:
+            raise NotPossible(f"{refused}: {error}; it can only be discarded") from error
+        if (message.message_id, message.actor_name) != (letter.job_id, letter.actor):
+            raise NotPossible(
+                f"{refused}: the message in it is of job {message.message_id} of '{message.actor_name}'; "
+                "it can only be discarded"
+            )
+        return message
 
     # -- the index ---------------------------------------------------------------------------------------
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from callboard import State, dead_letter, envelope, queues
 from callboard.actor import ActorDecorator
 from callboard.brokers.driver import Outgoing
-from callboard.errors import InvalidPayload, JobNotFound, StoreUnavailable
+from callboard.envelope import Signer
+from callboard.errors import InvalidPayload, JobNotFound, NotPossible, StoreUnavailable
 from callboard.operations import Letters, Operations
 from callboard.store import open_store
 from callboard.testing import Jobs
@@ -233,6 +235,44 @@ def test_a_mended_payload_is_checked_signed_and_run(operations: Operations, die:
     assert '"to":"elm street"' in record.payload
     assert "geheim" not in record.payload
     assert operations.audit_log()[0].details["mended"] is True
+
+
+def _forge(jobs: Jobs, job_id: str, *, sign: bool = False, **changed: Any) -> None:
+    """Put a letter in the place of one that died, with other fields; `options` go into its message."""
+    letter = next(letter for letter in jobs.dead if letter.job_id == job_id)
+    jobs.broker.driver.purge("post.dead")
+    message = msgspec.json.decode(letter.original) | changed.pop("body", {})
+    headers = changed.pop("headers", letter.headers)
+    text = msgspec.json.encode(message).decode()
+    if sign:
+        signer = Signer.parse("k1:0123456789abcdef")
+        headers = msgspec.structs.replace(headers, signature=signer.sign(letter.queue, text.encode()))
+    forged = msgspec.structs.replace(letter, **({"message": text, "headers": headers} | changed))
+    jobs.broker.driver.put([Outgoing("post.dead", dead_letter.encode(forged), job_id)], deadline=1)
+
+
+def test_a_forged_letter_is_not_signed_by_mending_it(operations: Operations, die: Die, jobs: Jobs) -> None:
+    job_id = die()
+    _forge(jobs, job_id, body={"options": {"on_success": "deliver"}})
+
+    with pytest.raises(
+        NotPossible, match=f"the letter of job {job_id} can't be mended: its signature is wrong"
+    ):
+        operations.dead.replay(Letters(ids=[job_id]), payload={"to": "elm street"})
+    assert len(jobs.dead) == 1
+    assert jobs.waiting == []
+
+
+@pytest.mark.parametrize("other", [{"message_id": "another"}, {"actor_name": "another"}])
+def test_a_letter_around_the_message_of_another_job_is_not_mended(
+    operations: Operations, die: Die, jobs: Jobs, other: dict[str, str]
+) -> None:
+    job_id = die()
+    _forge(jobs, job_id, sign=True, body=other)
+
+    with pytest.raises(NotPossible, match=r"the message in it is of job .*; it can only be discarded"):
+        operations.dead.replay(Letters(ids=[job_id]), payload={"to": "elm street"})
+    assert jobs.waiting == []
 
 
 def test_a_mended_payload_is_for_one_letter(operations: Operations) -> None:
