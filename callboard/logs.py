@@ -51,7 +51,9 @@ def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     ]
     renderers: list[Processor]
     if style == "console":
-        renderers = [lines_below, structlog.dev.ConsoleRenderer(pad_event_to=0)]
+        # Its own way to draw a traceback shows the variables of every frame: passwords, what a job was given.
+        plain = structlog.dev.plain_traceback
+        renderers = [lines_below, structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=plain)]
     else:
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

@@ -42,11 +42,11 @@ def test_the_exception_goes_along_and_texts_of_several_lines_stand_below(
 ) -> None:
     log = get_logger("callboard.tests")
     try:
-        raise ValueError("no such day")
+        int("no number")
     except ValueError as error:
         log.exception("it failed")
-        log.error("it failed", exception="Traceback\n...", reason="a")
         expected = error
+    log.error("it failed", exception="Traceback\n...", reason="a")
     first, second = caplog.records
     assert first.exc_info is not None and first.exc_info[1] is expected
     assert first.pathname == __file__

@@ -2,7 +2,51 @@
 
 from __future__ import annotations
 
-from callboard.logs import lines_below
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from callboard.loggers import get_logger
+from callboard.logs import configure_logging, lines_below
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """Undoes `configure_logging`."""
+    names = ("pika", "dramatiq", "dramatiq.results.middleware.Results", "callboard.jobs")
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in names}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, its in levels.items():
+        logging.getLogger(name).setLevel(its)
+    structlog.reset_defaults()
+
+
+def sign_in(password: str) -> None:
+    raise ConnectionError("the door stays shut")
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+@pytest.mark.usefixtures("as_before")
+def test_a_logged_exception_does_not_tell_the_variables_of_its_frames(
+    style: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(style=style)
+    password = "".join(["hun", "ter2"])  # not as a literal, which the traceback may show
+    try:
+        sign_in(password)
+    except ConnectionError:
+        get_logger("callboard.tests").exception("it failed")
+        logging.getLogger("another.library").exception("it failed there")
+    told = capsys.readouterr().err
+    assert told.count("the door stays shut") >= 2
+    assert told.count("sign_in(password)") == 2
+    assert password not in told
 
 
 def test_a_text_of_several_lines_stands_below_the_line() -> None:
