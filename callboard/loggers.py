@@ -51,14 +51,18 @@ class _Logger:
 
 def _as_text(logger: Any, method: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:
     """A structlog processor: the message, its values as key=value, texts of several lines below."""
-    del logger, method
-    options = {key: event.pop(key) for key in ("exc_info", "stack_info") if key in event}
+    del method
+    options: dict[str, Any] = {key: event.pop(key) for key in ("exc_info", "stack_info") if key in event}
     message = str(event.pop("event", ""))
     values = {key: value for key, value in event.items() if value is not None}
     texts = [key for key, value in values.items() if isinstance(value, str) and "\n" in value]
     below = [values.pop(key) for key in texts]
+    if (
+        type(logger).findCaller is logging.Logger.findCaller
+    ):  # structlog's subclass steps over its frames itself
+        options["stacklevel"] = _frames_of_structlog()
     line = " ".join([message, *(f"{key}={value!r}" for key, value in values.items())])
-    return ("\n".join([line, *below]),), {**options, "stacklevel": _frames_of_structlog()}
+    return ("\n".join([line, *below]),), options
 
 
 def _frames_of_structlog() -> int:

@@ -13,6 +13,15 @@ import structlog
 from callboard.loggers import get_logger
 
 
+def structlogs_class() -> type[logging.Logger]:
+    """structlog makes it the class of all loggers to come."""
+    usual = logging.getLoggerClass()
+    structlog.stdlib.LoggerFactory()
+    its = logging.getLoggerClass()
+    logging.setLoggerClass(usual)
+    return its
+
+
 @pytest.fixture(autouse=True)
 def unconfigured() -> Iterator[None]:
     structlog.reset_defaults()
@@ -20,15 +29,20 @@ def unconfigured() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.mark.parametrize("made_by", [logging.Logger, structlogs_class()])
 def test_lines_go_to_logging_while_structlog_is_not_configured(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], made_by: type[logging.Logger]
 ) -> None:
-    log = get_logger("callboard.tests").bind(job_id="01J")
-    with caplog.at_level(logging.INFO, "callboard.tests"):
+    usual = logging.getLoggerClass()
+    logging.setLoggerClass(made_by)
+    name = f"callboard.tests.{made_by.__name__}"
+    log = get_logger(name).bind(job_id="01J")
+    logging.setLoggerClass(usual)
+    with caplog.at_level(logging.INFO, name):
         log.info("100 %s held", queue="high", wait=None)
     (record,) = caplog.records
     assert (record.name, record.levelname, record.getMessage()) == (
-        "callboard.tests",
+        name,
         "INFO",
         "100 %s held job_id='01J' queue='high'",
     )
