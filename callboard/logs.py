@@ -80,3 +80,5 @@ def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     # It logs each failed connection several times; our link says it once, in a sentence.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     logging.getLogger("dramatiq").setLevel(max(logging.WARNING, root.level))
+    # It warns at every run of an actor that returns a value and doesn't store it, which is nobody's fault.
+    logging.getLogger("dramatiq.results.middleware.Results").setLevel(max(logging.ERROR, root.level))

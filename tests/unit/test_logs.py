@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 
+import dramatiq
 import pytest
 import structlog
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
 
 from callboard.loggers import get_logger
 from callboard.logs import configure_logging, lines_below
@@ -62,3 +67,20 @@ def test_it_stands_above_a_traceback_that_is_there_already() -> None:
 def test_what_has_one_line_stays_in_it() -> None:
     event = {"event": "it failed", "error": "one line", "exception": "Traceback\n..."}
     assert lines_below(None, "error", dict(event)) == event
+
+
+def seven() -> int:
+    return 7
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_value_that_an_actor_returns_in_vain_is_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    broker = StubBroker(middleware=[])
+    results = Results(backend=StubBackend())  # type: ignore[no-untyped-call]  # it has no annotations
+    broker.add_middleware(results)
+    actor = dramatiq.actor(broker=broker)(seven)
+    configure_logging(style="json")
+    results.after_process_message(broker, actor.message(), result=7)  # type: ignore[no-untyped-call]
+    results.logger.error("the backend is gone")
+    told = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["event"] for line in told] == ["the backend is gone"]
