@@ -14,7 +14,8 @@ from types import TracebackType
 
 import msgspec
 
-from callboard.envelope import AttemptError, Headers
+from callboard import queues
+from callboard.envelope import AttemptError, Count, Headers, Moment, is_job_id
 from callboard.errors import Unreadable, printable
 
 MAX_TRACEBACK = 32_000
@@ -28,8 +29,8 @@ class DeadLetter(msgspec.Struct, omit_defaults=True):
     job_id: str
     actor: str
     queue: str  # where a replay goes
-    died_at: float
-    death: int  # 1 for the first time; a copy with the same id and number is the same letter
+    died_at: Moment
+    death: Count  # 1 for the first time; a copy with the same id and number is the same letter
     reason: str
     fingerprint: str
     attempts: list[AttemptError]
@@ -37,14 +38,18 @@ class DeadLetter(msgspec.Struct, omit_defaults=True):
     message: str  # the original body
     encoding: str = "utf-8"  # 'base64' if the body was no text
     traceback: str = ""
-    enqueued_at: float = 0.0
+    enqueued_at: Moment = 0.0
     tags: list[str] = []
     v: int = 1
 
     @property
     def original(self) -> bytes:
         """The bytes that were sent."""
-        return base64.b64decode(self.message) if self.encoding == "base64" else self.message.encode()
+        return (
+            base64.b64decode(self.message, validate=True)
+            if self.encoding == "base64"
+            else self.message.encode()
+        )
 
     @property
     def error(self) -> str:
@@ -72,16 +77,40 @@ def encode(letter: DeadLetter) -> bytes:
     return _encode(letter)
 
 
-def decode(body: bytes) -> DeadLetter:
+def decode(body: bytes, *, lies_in: str = "") -> DeadLetter:
     """The letter in a body.
 
+    Args:
+        body: What a queue of dead letters holds.
+        lies_in: The queue that holds it, where that is known: a letter is replayed within its category.
+
     Raises:
-        Unreadable: If it is none.
+        Unreadable: If it is none, or none that can be replayed.
     """
     try:
-        return _decode(body)
+        letter = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(f"this is no dead letter: {error}") from error
+    if (fault := _fault(letter, lies_in)) is not None:
+        raise Unreadable(f"this is no dead letter that can be replayed: {fault}")
+    return letter
+
+
+def _fault(letter: DeadLetter, lies_in: str) -> str | None:
+    """What is wrong with a letter that has all its fields: anybody who can write to the broker can write one."""
+    if not is_job_id(letter.job_id):
+        return f"{letter.job_id[:140]!r} is no job id"
+    if not letter.queue or letter.queue == queues.QUARANTINE or letter.queue.endswith(".dead"):
+        return f"{letter.queue[:140]!r} is no queue of jobs"
+    if lies_in and queues.dead_queue(queues.category_of(letter.queue)) != lies_in:
+        return f"it belongs to the queue {letter.queue[:140]!r}, and lies in {lies_in!r}"
+    if letter.encoding not in ("utf-8", "base64"):
+        return f"{letter.encoding[:140]!r} is no encoding of a message"
+    try:
+        _ = letter.original
+    except ValueError as error:
+        return f"its message can't be read: {error}"
+    return None
 
 
 def fingerprint(actor: str, error_type: str, message: str, where: str = "") -> str:

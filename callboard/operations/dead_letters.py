@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from dramatiq import Message
 
 from callboard import dead_letter, envelope, queues
@@ -144,7 +143,7 @@ class WalkResult:
         job_ids: The letters that it changed, each once.
         seen: How many messages it looked at.
         merged: How many were copies of another, and went.
-        unreadable: How many are no letters; they stayed, or went to quarantine.
+        unreadable: How many are no letters, or none that can be replayed; they stayed, or went to quarantine.
         not_found: Ids that were asked for and that no queue has.
         past_deadline: Replayed ones whose deadline has passed: they end as expired.
         recorded: Whether the store has taken it all. If not, its index is behind: see `reindex`.
@@ -633,11 +632,11 @@ class DeadLetters:
     def _masked_original(self, letter: DeadLetter) -> str:
         try:
             message = envelope.decode(letter.original, max_bytes=len(letter.original))
-        except Unreadable:
+            if message.args:
+                return masked_json({"args": message.args, "kwargs": message.kwargs})
+            return self._masked(letter.actor, message.kwargs)
+        except (Unreadable, RecursionError):
             return ""
-        if message.args:
-            return masked_json({"args": message.args, "kwargs": message.kwargs})
-        return self._masked(letter.actor, message.kwargs)
 
     def _masked(self, actor_name: str, kwargs: Mapping[str, Any]) -> str:
         actor = self._broker.actors.get(actor_name)
@@ -716,7 +715,7 @@ def _changed(letter: DeadLetter, state: State, hop: int, at: float) -> Change:
 
 def _read(message: StoredMessage) -> DeadLetter | None:
     try:
-        return dead_letter.decode(message.body)
+        return dead_letter.decode(message.body, lies_in=message.queue)
     except Unreadable:
         return None
 
@@ -738,9 +737,9 @@ def _replayed(letter: DeadLetter, now: float, mended: Outgoing | None) -> Outgoi
 def _is_past_deadline(letter: DeadLetter, now: float) -> bool:
     """Whether the job says that it must not start any more."""
     try:
-        options = msgspec.json.decode(letter.original).get("options", {})
-        expires = envelope.extras_of(options).expires
-    except (msgspec.DecodeError, Unreadable, AttributeError, TypeError):
+        body = letter.original
+        expires = envelope.extras_of(envelope.read(body, max_bytes=len(body)).options).expires
+    except (Unreadable, RecursionError):
         return False
     return expires is not None and now > expires
 

@@ -12,7 +12,7 @@ import pytest
 from callboard import State, dead_letter, envelope, queues
 from callboard.actor import ActorDecorator
 from callboard.brokers.driver import Outgoing
-from callboard.envelope import Signer
+from callboard.envelope import Headers, Signer
 from callboard.errors import InvalidPayload, JobNotFound, NotPossible, StoreUnavailable
 from callboard.operations import Letters, Operations
 from callboard.store import open_store
@@ -237,9 +237,9 @@ def test_a_mended_payload_is_checked_signed_and_run(operations: Operations, die:
     assert operations.audit_log()[0].details["mended"] is True
 
 
-def _forge(jobs: Jobs, job_id: str, *, sign: bool = False, **changed: Any) -> None:
+def _forge(jobs: Jobs, died: str, *, sign: bool = False, **changed: Any) -> None:
     """Put a letter in the place of one that died, with other fields; `options` go into its message."""
-    letter = next(letter for letter in jobs.dead if letter.job_id == job_id)
+    letter = next(letter for letter in jobs.dead if letter.job_id == died)
     jobs.broker.driver.purge("post.dead")
     message = msgspec.json.decode(letter.original) | changed.pop("body", {})
     headers = changed.pop("headers", letter.headers)
@@ -248,7 +248,7 @@ def _forge(jobs: Jobs, job_id: str, *, sign: bool = False, **changed: Any) -> No
         signer = Signer.parse("k1:0123456789abcdef")
         headers = msgspec.structs.replace(headers, signature=signer.sign(letter.queue, text.encode()))
     forged = msgspec.structs.replace(letter, **({"message": text, "headers": headers} | changed))
-    jobs.broker.driver.put([Outgoing("post.dead", dead_letter.encode(forged), job_id)], deadline=1)
+    jobs.broker.driver.put([Outgoing("post.dead", dead_letter.encode(forged), died)], deadline=1)
 
 
 def test_a_forged_letter_is_not_signed_by_mending_it(operations: Operations, die: Die, jobs: Jobs) -> None:
@@ -318,6 +318,49 @@ def test_what_is_no_letter_is_kept_and_told(operations: Operations, die: Die, jo
 
     assert (len(result.job_ids), result.unreadable) == (1, 1)
     assert [message.body for message in jobs.broker.driver.peek("post.dead")] == [b"gibberish"]
+
+
+_MALFORMED: dict[str, dict[str, Any]] = {
+    "no base64": {"encoding": "base64", "message": "A"},
+    "an unknown encoding": {"encoding": "rot13"},
+    "no queue": {"queue": ""},
+    "another category": {"queue": "bank.high"},
+    "a queue of dead letters": {"queue": "post.dead"},
+    "no id": {"job_id": ""},
+    "an id of two lines": {"job_id": "a\nb"},
+    "a death that no store can hold": {"death": 2**63},
+    "a hop that no store can hold": {"headers": Headers(hop=2**62)},
+    "a death after all calendars": {"died_at": 1e300},
+}
+
+
+@pytest.mark.parametrize("changed", _MALFORMED.values(), ids=_MALFORMED.keys())
+def test_a_malformed_letter_stays_and_does_not_stop_the_others(
+    operations: Operations, die: Die, jobs: Jobs, broken: set[str], changed: dict[str, Any]
+) -> None:
+    _forge(jobs, die("nowhere"), **changed)
+    good = die("elsewhere")
+    broken.clear()
+
+    result = operations.dead.replay(Letters())
+
+    assert (result.job_ids, result.unreadable) == ([good], 1)
+    assert jobs.drain().succeeded == 1
+    assert operations.dead.discard(Letters()).unreadable == 1
+    assert operations.dead.reindex().unreadable == 1
+    assert operations.dead.counts() == {}
+    assert len(operations.quarantine.search()) == 1
+
+
+def test_a_letter_around_a_message_that_is_nested_too_deeply_does_not_stop_the_others(
+    operations: Operations, die: Die, jobs: Jobs
+) -> None:
+    deep = die("nowhere")
+    _forge(jobs, deep, message="[" * 100_000)
+    good = die("elsewhere")
+
+    assert operations.dead.reindex().job_ids == [deep, good]
+    assert operations.dead.replay(Letters()).job_ids == [deep, good]
 
 
 def test_a_long_walk_tells_how_far_it_is(operations: Operations, die: Die) -> None:
