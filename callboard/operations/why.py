@@ -216,8 +216,15 @@ def _behind(e: Evidence, consumers: list[Heartbeat]) -> str:
     others = e.counts.ready - 1 if e.counts is not None else 0
     load = ""
     if threads and busy >= threads:
-        workers = "the one worker" if len(consumers) == 1 else f"the {len(consumers)} workers"
-        load = f"; all {threads} threads of {workers} that consume it are busy"
+        one = len(consumers) == 1
+        workers = (
+            "the one worker that consumes it" if one else f"the {len(consumers)} workers that consume it"
+        )
+        load = (
+            f"; all {threads} threads of {workers} are busy"
+            if threads > 1
+            else f"; the only thread of {workers} is busy"
+        )
     if others > 0:
         return f", behind up to {others:,} {'other' if others == 1 else 'others'}{load}"
     return load or ", next in line: a worker takes it within a moment"

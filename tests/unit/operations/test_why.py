@@ -80,7 +80,14 @@ def test_others_are_before_it(operations: Operations, deliver: Any, jobs: Jobs) 
 
     sentence = operations.why(ids[-1]).sentence
 
-    assert "behind up to 2 others; all 2 threads of the one worker that consume it are busy" in sentence
+    assert "behind up to 2 others; all 2 threads of the one worker that consumes it are busy" in sentence
+
+
+def test_a_single_busy_thread_is_no_several(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    job_id = deliver.send(to="x").message_id
+    _beat(jobs, running=("a",), threads=1)
+
+    assert "the only thread of the one worker that consumes it is busy" in operations.why(job_id).sentence
 
 
 def test_it_is_next(operations: Operations, deliver: Any, jobs: Jobs) -> None:
