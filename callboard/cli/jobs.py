@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +27,7 @@ from callboard.states import State
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from callboard.store.base import Record
+    from callboard.store.base import Event, Record
 
 app = typer.Typer(
     cls=GroupedCommands, help="Find jobs, look at them, cancel them, run them again.", no_args_is_help=True
@@ -82,18 +83,19 @@ def list_jobs(
         while not page.records and page.next is not None:  # a long search, that has found nothing yet
             query.after = page.next
             page = operations.jobs.search(query)
+        cancelled = operations.jobs.cancellations() if page.records and not json else {}
     if json:
         output.as_json({"jobs": [job_json(record) for record in page.records], "next": page.next})
         return
     if not page.records:
         output.say("No jobs.")
         return
-    _print_jobs(page.records)
+    _print_jobs(page.records, cancelled)
     if page.next is not None:
         output.note(f"There are more: --limit, or --after {page.next}", style="dim")
 
 
-def _print_jobs(records: list[Record]) -> None:
+def _print_jobs(records: list[Record], cancelled: Collection[str]) -> None:
     from callboard.cli.output import Column, state, table
     from callboard.operations.moments import ago
 
@@ -116,14 +118,14 @@ def _print_jobs(records: list[Record]) -> None:
                 ago(record.enqueued_at, now),
                 str(record.attempt or ""),
                 record.queue,
-                _note(record, now),
+                _note(record, now, cancelled=record.job_id in cancelled),
             )
             for record in records
         ],
     )
 
 
-def _note(record: Record, now: float) -> str:
+def _note(record: Record, now: float, *, cancelled: bool) -> str:
     """What is worth knowing of a job in a line."""
     from callboard.operations.moments import ago, span
 
@@ -133,11 +135,15 @@ def _note(record: Record, now: float) -> str:
             parts.append(f"{record.progress:.0%}")
         if record.progress_note:
             parts.append(record.progress_note)
+        if cancelled:
+            parts.append("cancelled, ends when it next looks")
         return ", ".join(parts)
     if record.state is State.SUCCEEDED:
         if record.started_at is None or record.finished_at is None:
             return ""
         return f"took {span(record.finished_at - record.started_at)}"
+    if cancelled and not record.state.is_end:
+        return "cancelled, ends when a worker gets to it"
     due = ""
     if record.state in (State.SCHEDULED, State.RETRYING, State.SNOOZED, State.PARKED):
         due = f"due {ago(record.due_at, now)}" if record.due_at is not None else ""
@@ -166,7 +172,7 @@ def show(
     if record.traceback and traceback:
         output.say()
         output.say(record.traceback.rstrip(), style="dim")
-    elif record.traceback:
+    elif record.traceback and record.state is not State.SUCCEEDED:
         output.note(f"The traceback: callboard jobs show {record.job_id} --traceback", style="dim")
 
 
@@ -185,6 +191,7 @@ def _print_job(record: Record, why: str) -> None:
     output.say(why)
     output.say()
     error = f"{record.error_type}: {record.error}" if record.error_type else record.error
+    failing = record.state is not State.SUCCEEDED  # what an earlier run said is told by the story
     present = record.state.is_end or record.state is State.RUNNING  # or it tells of an earlier run
     output.facts(
         [
@@ -198,22 +205,48 @@ def _print_job(record: Record, why: str) -> None:
             ("attempts", str(record.attempt) if record.attempt else None),
             ("worker", record.worker),
             ("payload", record.payload),
-            ("error" if record.state is State.DEAD else "last error", error),
-            ("cause", record.fingerprint),
+            ("error" if record.state is State.DEAD else "last error", error if failing else None),
+            ("cause", record.fingerprint if failing else None),
         ]
     )
-    if record.events:
+    if story := _story(record):
         output.say()
-        _print_story(record)
+        _print_story(story)
 
 
-def _print_story(record: Record) -> None:
+def _story(record: Record) -> list[Event]:
+    """A job's story with its beginning and its end, which are no lines of it in the store."""
+    from callboard.operations.moments import span
+    from callboard.store.base import Event
+
+    story = list(record.events)
+    if record.enqueued_at is not None:
+        begun = Event(at=record.enqueued_at, state=State.QUEUED, attempt=0, worker="", text="")
+        story.insert(0, begun)
+    told = bool(record.events) and record.events[-1].state is record.state
+    if record.state.is_end and record.finished_at is not None and not told:
+        took = ""
+        if record.state is State.SUCCEEDED and record.started_at is not None:
+            took = f"after running for {span(record.finished_at - record.started_at)}"
+        story.append(
+            Event(
+                at=record.finished_at,
+                state=record.state,
+                attempt=record.attempt,
+                worker=record.worker,
+                text=took,
+            )
+        )
+    return sorted(story, key=lambda event: event.at)
+
+
+def _print_story(story: list[Event]) -> None:
     from callboard.cli.output import Column, state, table
     from callboard.operations.moments import clock
 
     rows: list[tuple[str | Text, ...]] = [
         (clock(event.at), state(event.state), "" if event.text == event.state else event.text, event.worker)
-        for event in record.events
+        for event in story
     ]
     table([Column("WHEN"), Column("STATE"), Column("STORY", least=20), Column("WORKER", rank=3)], rows)
 
@@ -233,15 +266,24 @@ def cancel(
     cancelled = []
     with session(ctx).operations() as operations:
         for given in job_ids:
-            job_id = operations.jobs.resolve(given)
+            job_id = operations.jobs.resolve(given, whole=force)
+            asked = operations.jobs.cancellations().get(job_id)
             record = operations.jobs.cancel(job_id, force=force)
             cancelled.append(job_id)
             if not json:
-                running = record is not None and record.state is State.RUNNING
-                rest = "it stops when it next looks" if running else "it won't start"
-                output.say(f"Asked to cancel {job_id}: {rest}.")
+                output.say(_told_of_cancel(job_id, record, asked))
     if json:
         output.as_json({"cancelled": cancelled})
+
+
+def _told_of_cancel(job_id: str, record: Record | None, asked: float | None) -> str:
+    from callboard.operations.moments import ago
+
+    running = record is not None and record.state is State.RUNNING
+    if asked is not None:
+        rest = "it ends when it next looks" if running else "it ends when a worker gets to it"
+        return f"The cancellation of {job_id} was asked for already, {ago(asked, time.time())}: {rest}."
+    return f"Asked to cancel {job_id}: {'it stops when it next looks' if running else 'it will not start'}."
 
 
 @app.command()

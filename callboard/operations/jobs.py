@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from callboard.brokers.base import Broker
 from callboard.errors import BrokerUnavailable, JobNotFound, NotPossible, StoreUnavailable
 from callboard.operations.audit import Audit
@@ -57,21 +59,29 @@ class Jobs:
             raise JobNotFound(f"the store has no record of a job {job_id}{self._whereabouts(job_id)}")
         return record
 
-    def resolve(self, text: str) -> str:
+    def resolve(self, text: str, *, whole: bool = False) -> str:
         """A job's id from a part of it: its beginning or its end, of at least six characters.
 
         What can't be completed comes back as it is: it may be an id that the store doesn't know.
 
+        Args:
+            text: The part.
+            whole: It may be a whole id, however short it is, of a job that the store doesn't know.
+
         Raises:
-            JobNotFound: Several jobs are meant by it.
+            JobNotFound: Several jobs may be meant by it; or it is too short, and no job's whole id.
         """
         text = text.strip().removeprefix("…")
-        if len(text) < _RESOLVE_LEAST:
-            return text
         try:
             store = self._store()
             if store.get(text) is not None:
                 return text
+            if len(text) < _RESOLVE_LEAST:
+                if whole:
+                    return text
+                raise JobNotFound(
+                    f"no job has the id '{text}': give six characters or more of an id, from its start or its end"
+                )
             found: set[str] = set()
             query = Query(limit=1000)
             for _ in range(_RESOLVE_AMONG // query.limit):
@@ -90,8 +100,17 @@ class Jobs:
             )
         return found.pop() if found else text
 
+    def cancellations(self) -> Mapping[str, float]:
+        """The jobs whose cancellation is asked for and hasn't come about yet, and when that was.
+
+        Raises:
+            StoreUnavailable
+        """
+        control = self._store().control()
+        return control.cancelled if control is not None else {}
+
     def cancel(self, job_id: str, *, force: bool = False) -> Record | None:
-        """Ask that a job never starts, or stops when it looks.
+        """Ask that a job never starts, or stops when it looks. To ask again changes nothing.
 
         Args:
             job_id: The job.
@@ -114,6 +133,8 @@ class Jobs:
                 f"; throw it away with: callboard dead discard {job_id}" if record.state is State.DEAD else ""
             )
             raise NotPossible(f"job {job_id} can't be cancelled: it is {record.state}{advice}")
+        if store.is_cancelled(job_id):
+            return record
         now = self._broker.clock()
         store.cancel(job_id, at=now)
         if record is not None:

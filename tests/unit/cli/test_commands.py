@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -228,6 +229,46 @@ def test_a_job_is_shown_with_its_story(callboard: Callboard, die: Die) -> None:
     assert document["story"][-1]["state"] == "dead"
     assert document["payload"]["password"] == "**********"
     assert document["why"].startswith("Dead for ")
+
+
+def test_the_story_of_a_job_that_was_mended_begins_and_ends(
+    callboard: Callboard, die: Die, jobs: Jobs, broken: set[str]
+) -> None:
+    job_id = die()
+    broken.clear()
+    callboard("jobs", "retry", job_id)
+    jobs.drain()
+
+    done = callboard("jobs", "show", job_id)
+
+    lines = done.out.splitlines()
+    story = lines[next(n for n, line in enumerate(lines) if line.startswith("WHEN")) + 1 :]
+    states = [re.split(r"\s{2,}", line)[1] for line in story]
+    assert (states[0], states[-1]) == (State.QUEUED, State.SUCCEEDED)
+    assert State.DEAD in states
+    assert "after running for" in story[-1]
+    facts = {line.split("  ")[0].strip() for line in lines}
+    assert not facts & {"error", "last error", "cause"}
+    assert "traceback" not in done.err
+
+
+def test_a_cancellation_that_was_asked_for_shows(callboard: Callboard, deliver: Any) -> None:
+    job_id = deliver.send(to="x").message_id
+
+    assert callboard("jobs", "cancel", job_id).out == f"Asked to cancel {job_id}: it will not start.\n"
+    assert "cancelled, ends when a worker gets to it" in callboard("jobs", "list").out
+    again = callboard("jobs", "cancel", job_id)
+    assert (again.code, again.out.partition(" already, ")[0]) == (
+        ExitCode.OK,
+        f"The cancellation of {job_id} was asked for",
+    )
+
+
+def test_too_little_of_an_id_is_told(callboard: Callboard) -> None:
+    done = callboard("jobs", "show", "01a2")
+
+    assert done.code == ExitCode.NOT_FOUND
+    assert "give six characters or more of an id, from its start or its end" in done.err
 
 
 def test_an_unknown_job_is_not_found(callboard: Callboard) -> None:

@@ -46,7 +46,9 @@ def test_part_of_an_id_is_completed(operations: Operations, deliver: Any) -> Non
     assert operations.jobs.resolve("…" + job_id[-12:]) == job_id
     assert operations.jobs.resolve("nightly:2025-11-22") == "nightly:2025-11-22"
     assert operations.jobs.resolve("unheard-of") == "unheard-of"
-    assert operations.jobs.resolve(job_id[:5]) == job_id[:5]  # too short to be completed
+    assert operations.jobs.resolve("a1", whole=True) == "a1"
+    with pytest.raises(JobNotFound, match="give six characters or more of an id, from its start or its end"):
+        operations.jobs.resolve(job_id[:5])
     with pytest.raises(JobNotFound, match="may be any of 2 jobs"):
         operations.jobs.resolve("nightly")
 
@@ -63,6 +65,19 @@ def test_a_cancelled_job_never_starts(operations: Operations, deliver: Any, jobs
     texts = [event.text for event in jobs.record(job_id).events]
     assert "cancellation asked for by ada" in texts
     assert operations.audit_log()[0].action == "jobs.cancel"
+
+
+def test_to_cancel_again_changes_nothing(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    job_id = deliver.send(to="x").message_id
+    operations.jobs.cancel(job_id)
+    asked, story = operations.jobs.cancellations()[job_id], jobs.record(job_id).events
+    jobs.clock.advance(timedelta(seconds=3))
+
+    operations.jobs.cancel(job_id)
+
+    assert operations.jobs.cancellations()[job_id] == asked
+    assert jobs.record(job_id).events == story
+    assert len(operations.audit_log()) == 1
 
 
 def test_what_has_ended_cannot_be_cancelled(operations: Operations, deliver: Any, jobs: Jobs) -> None:
