@@ -416,9 +416,12 @@ def _report(result: WalkResult, word: str, sentence: str, json: bool) -> None:
             output.note(
                 "The store is away, so its records are behind: 'callboard dead reindex' puts them right."
             )
+        for job_id, owner in result.key_taken.items():
+            taken = f"job {owner} has its key now" if owner else "the store can't tell who has its key"
+            output.note(f"Kept the dead letter {job_id}: {taken}.")
         for job_id in result.not_found:
             output.note(f"There is no dead letter {job_id}.")
-        if not result.job_ids and not result.not_found:
+        if not result.job_ids and not result.not_found and not result.key_taken:
             output.note("No dead letter is like that.")
     if result.not_found or not result.job_ids:
         raise typer.Exit(ExitCode.NOT_FOUND)
@@ -430,6 +433,7 @@ def _result_json(result: WalkResult, word: str) -> dict[str, Any]:
         "not_found": result.not_found,
         "merged": result.merged,
         "unreadable": result.unreadable,
+        "key_taken": result.key_taken,
         "past_deadline": result.past_deadline,
         "recorded": result.recorded,
     }

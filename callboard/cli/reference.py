@@ -148,7 +148,7 @@ is then the `id` |
 "actor", "error", "count", "first_at", "last_at"}, ...]}` |
 | `dead show` | a dead letter in full |
 | `dead replay`, `discard`, `reindex` | `{"replayed" or "discarded" or "indexed": [id, ...], "not_found", "merged", \
-"unreadable", "past_deadline", "recorded"}` |
+"unreadable", "key_taken", "past_deadline", "recorded"}` |
 | `queues list` | `{"queues": [a queue, ...]}` |
 | `queues pause`, `resume`, `purge` | `{"paused": [name, ...]}`, `{"resumed": [...]}`, \
 `{"queue", "purged", "recorded"}` |

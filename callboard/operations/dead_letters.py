@@ -16,11 +16,12 @@ from dramatiq import Message
 
 from callboard import dead_letter, envelope, queues
 from callboard.actor import JobActor
+from callboard.brokers import unique
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import Outgoing, StoredMessage, Verdict
 from callboard.dead_letter import DeadLetter
 from callboard.envelope import Headers
-from callboard.errors import JobNotFound, NotPossible, StoreUnavailable, UnknownActor, Unreadable
+from callboard.errors import JobNotFound, NotPossible, NotQueued, StoreUnavailable, UnknownActor, Unreadable
 from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
 from callboard.payload import masked_json
@@ -145,6 +146,8 @@ class WalkResult:
         merged: How many were copies of another, and went.
         unreadable: How many are no letters, or none that can be replayed; they stayed, or went to quarantine.
         not_found: Ids that were asked for and that no queue has.
+        key_taken: Unique ones that stayed because another job has their key: id -> the id of that job, or '' where
+            the store can't tell.
         past_deadline: Replayed ones whose deadline has passed: they end as expired.
         recorded: Whether the store has taken it all. If not, its index is behind: see `reindex`.
         stale: Records that said dead and had no letter; they now say discarded (by `reindex`).
@@ -155,6 +158,7 @@ class WalkResult:
     merged: int = 0
     unreadable: int = 0
     not_found: list[str] = field(default_factory=list)
+    key_taken: dict[str, str] = field(default_factory=dict)
     past_deadline: int = 0
     recorded: bool = True
     stale: int = 0
@@ -282,6 +286,8 @@ class DeadLetters:
     ) -> WalkResult:
         """Send letters back to where they came from, with all their attempts before them.
 
+        A unique job takes its key again; where another job has it now, the letter stays.
+
         The original bytes are sent, with their signature. A mended payload makes a new body for the same
         job: it is checked by the actor and signed anew.
 
@@ -306,7 +312,10 @@ class DeadLetters:
         text = f"{'replayed with a mended payload' if mended else 'replayed'} by {self._audit.who}"
         masked = self._masked(mended.actor, payload or {}) if mended is not None else None
 
-        def decide(letter: DeadLetter) -> tuple[Outgoing, Change]:
+        def decide(letter: DeadLetter) -> tuple[Outgoing, Change] | None:
+            if (owner := self._key_owner(letter)) != letter.job_id:
+                result.key_taken[letter.job_id] = owner
+                return None
             if _is_past_deadline(letter, now):
                 result.past_deadline += 1
             if letter.job_id in cancelled:
@@ -406,7 +415,7 @@ class DeadLetters:
     def _change(
         self,
         which: Letters,
-        decide: Callable[[DeadLetter], tuple[Outgoing | Verdict, Change]],
+        decide: Callable[[DeadLetter], tuple[Outgoing | Verdict, Change] | None],
         result: WalkResult,
         progress: Progress | None,
     ) -> None:
@@ -428,8 +437,10 @@ class DeadLetters:
                 seen.add((letter.job_id, letter.death))
                 if not which.match(summary_of(letter)):
                     return Verdict.KEEP
+                if (decided := decide(letter)) is None:
+                    return Verdict.KEEP
                 result.job_ids.append(letter.job_id)
-                verdict, change = decide(letter)
+                verdict, change = decided
                 pending.append(change)
                 return verdict
 
@@ -442,7 +453,7 @@ class DeadLetters:
             # A walk that breaks off leaves records behind that say dead: true of some, mended by `reindex`.
             self._walk(name, look, settled)
             self._record(pending, result)
-        result.not_found = sorted(wanted - set(result.job_ids))
+        result.not_found = sorted(wanted - set(result.job_ids) - result.key_taken.keys())
 
     def _walk(
         self, name: str, look: Callable[[StoredMessage], Outgoing | Verdict], progress: Progress | None
@@ -602,6 +613,25 @@ class DeadLetters:
         except StoreUnavailable:
             return ()
         return control.cancelled if control is not None else ()
+
+    def _key_owner(self, letter: DeadLetter) -> str:
+        """Take a unique job's key again for its new life; the id of the job that has it now, or '' if that can't
+        be told. What a worker would not run takes no key: it could be that of another job."""
+        try:
+            self._broker.verify(letter.queue, letter.original, letter.headers.signature)
+            message = envelope.decode(letter.original, max_bytes=len(letter.original))
+            extras = envelope.extras_of(message.options)
+        except (Unreadable, RecursionError):
+            return letter.job_id
+        if extras.unique is None or message.message_id != letter.job_id:
+            return letter.job_id
+        try:
+            # For a whole life, not a send: a walk may last. If it breaks off the record still says dead, and
+            # the key of a dead job is taken over.
+            return unique.hold(self._broker.store, message, extras, deadline=unique.TTL.total_seconds())
+        except NotQueued as error:
+            log.warning("letter kept: its unique key can't be taken", job_id=letter.job_id, error=str(error))
+            return ""
 
     def _forget_cancel(self, job_id: str) -> None:
         """A replayed job is wanted again, whatever was asked before it died."""

@@ -157,7 +157,8 @@ class Jobs:
 
         Raises:
             JobNotFound: No such job, or its dead letter is gone.
-            NotPossible: It isn't dead: it waits or runs, or it has ended and its message is gone.
+            NotPossible: It isn't dead: it waits or runs, or it has ended and its message is gone. Or it is unique,
+                and another job has its key.
             BrokerUnavailable
         """
         try:
@@ -170,7 +171,16 @@ class Jobs:
             raise NotPossible(
                 f"job {job_id} is {record.state}, and its message is gone; send a new job with 'callboard enqueue'"
             )
-        if not self._dead.replay(Letters(ids=[job_id])).job_ids:
+        result = self._dead.replay(Letters(ids=[job_id]))
+        if job_id in result.key_taken:
+            owner = result.key_taken[job_id]
+            taken = (
+                f"job {owner} has its unique key now"
+                if owner
+                else "the store can't tell who has its unique key"
+            )
+            raise NotPossible(f"job {job_id} stays dead: {taken}")
+        if not result.job_ids:
             raise JobNotFound(f"no queue has a dead letter of a job {job_id}")
 
     def _store(self) -> Store:

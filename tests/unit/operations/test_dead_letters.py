@@ -221,6 +221,55 @@ def test_a_job_whose_deadline_has_passed_is_counted(operations: Operations, die:
     assert operations.dead.replay(Letters()).past_deadline == 1
 
 
+def test_a_unique_job_stays_dead_while_another_has_its_key(
+    operations: Operations, die: Die, deliver: Any, jobs: Jobs, broken: set[str]
+) -> None:
+    dead = die(unique="the round")
+    broken.clear()
+    other = deliver.using(unique="the round").send(to="elm street").message_id
+
+    result = operations.dead.replay(Letters(ids=[dead]))
+
+    assert (result.job_ids, result.not_found, result.key_taken) == ([], [], {dead: other})
+    assert [letter.job_id for letter in jobs.dead] == [dead]
+    assert jobs.state(dead) is State.DEAD
+    with pytest.raises(NotPossible, match=f"job {other} has its unique key now"):
+        operations.jobs.retry(dead)
+
+
+def test_a_replayed_unique_job_has_its_key_again_until_it_ends(
+    operations: Operations, die: Die, deliver: Any, jobs: Jobs, broken: set[str]
+) -> None:
+    dead = die(unique="the round")
+    broken.clear()
+
+    assert operations.dead.replay(Letters(ids=[dead])).job_ids == [dead]
+
+    assert deliver.using(unique="the round").send(to="elm street").message_id == dead
+    assert jobs.drain().succeeded == 1
+    assert deliver.using(unique="the round").send(to="elm street").message_id != dead
+
+
+def test_a_unique_job_stays_dead_while_the_store_cannot_tell_who_has_its_key(
+    operations: Operations, die: Die, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = die(unique="the round")
+
+    result = _without_store(jobs, monkeypatch).dead.replay(Letters(ids=[dead]))
+
+    assert (result.job_ids, result.key_taken) == ([], {dead: ""})
+    assert [letter.job_id for letter in jobs.dead] == [dead]
+
+
+def test_a_forged_letter_takes_no_key(operations: Operations, die: Die, deliver: Any, jobs: Jobs) -> None:
+    dead = die()
+    _forge(jobs, dead, body={"options": {"callboard": {"v": 1, "unique": "the round"}}})
+
+    operations.dead.replay(Letters(ids=[dead]))
+
+    assert deliver.using(unique="the round").send(to="elm street").message_id != dead
+
+
 def test_a_mended_payload_is_checked_signed_and_run(operations: Operations, die: Die, jobs: Jobs) -> None:
     job_id = die()
 
