@@ -6,6 +6,7 @@ Exports `broker`, which commands take by this module's name, and `actor`, which 
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import dramatiq
 
@@ -17,10 +18,12 @@ from callboard.settings import Settings
 from callboard.store import open_store
 from middleware import stack
 
+HERE = Path(__file__).parent
+
 settings = Settings.load()
-store = open_store(settings.store_url, namespace=settings.namespace)
+store = open_store(settings.store_url, namespace=settings.namespace, folder=HERE)
 broker = Broker(
-    open_driver(settings.broker_url, namespace=settings.namespace),
+    open_driver(settings.broker_url, namespace=settings.namespace, folder=HERE),
     store=store,
     middleware=stack(store, keep=timedelta(days=settings.record_retention_days)),
     send_deadline=settings.send_deadline,

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from inspect import iscoroutinefunction
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 import dramatiq
@@ -27,7 +28,8 @@ from dramatiq import Message
 from pydantic import BaseModel
 
 from callboard import envelope
-from callboard.errors import DeclarationError, InvalidPayload, Permanent
+from callboard.cron import Cron
+from callboard.errors import DeclarationError, InvalidPayload, Permanent, printable
 from callboard.payload import Payload, PayloadMismatch
 from callboard.queues import Priority, is_category, queue_for
 from callboard.retry import RetryPolicy
@@ -271,9 +273,11 @@ def send_options(
     tags = (tags,) if isinstance(tags, str) else tuple(tags)
     if any(not isinstance(tag, str) or not 0 < len(tag) <= 64 for tag in tags):
         raise ValueError(f"a tag is a text of 1 to 64 characters, and not so in {tags!r}")
-    if unique is not None and not 0 < len(unique) <= 256:
-        raise ValueError("a unique key is a text of 1 to 256 characters")
-    return SendOptions(Priority(priority) if priority else None, delay, at, expires, unique, tags, job_id)
+    if unique is not None and not (isinstance(unique, str) and 0 < len(printable(unique)) <= 256):
+        raise ValueError(f"a unique key is a text of 1 to 256 characters, and not {unique!r}")
+    return SendOptions(
+        _priority(priority) if priority is not None else None, delay, at, expires, unique, tags, job_id
+    )
 
 
 class Sending(Generic[P, R]):
@@ -398,8 +402,9 @@ class ActorDecorator:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
 
+    # A bare @actor on a function that returns a model looks like @actor(model) to a type checker, not to Python.
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self,
         model: Callable[Q, M],
         /,
@@ -413,6 +418,10 @@ class ActorDecorator:
         version: int = 1,
         **options: Any,
     ) -> _DecorateModel[M, Q]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]], /) -> JobActor[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> JobActor[P, R]: ...
     @overload
     def __call__(
         self,
@@ -458,12 +467,26 @@ class ActorDecorator:
         Raises:
             DeclarationError: If the actor can't work as declared.
         """
+        if isinstance(model, FunctionType):  # a bare @actor
+            return self()(model)
         if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
             raise DeclarationError(
-                "@actor takes a pydantic model or keyword options: write @actor() where there are none"
+                f"@actor takes a pydantic model, a function or keyword options, not {model!r}"
             )
+        priority = _priority(priority)
+        for option, value in (("time_limit", time_limit), ("expires", expires)):
+            if value is not None and not (isinstance(value, timedelta) and value > timedelta(0)):
+                raise DeclarationError(
+                    f"{option}={value!r} must be a timedelta above zero, as timedelta(seconds=5)"
+                )
         if isinstance(retries, int):
+            if isinstance(retries, bool) or retries < 0:
+                raise DeclarationError(f"retries={retries!r} must be a number from 0, or a RetryPolicy")
             retries = RetryPolicy(attempts=retries + 1)
+        if "periodic" in options and not isinstance(options["periodic"], Cron):
+            raise DeclarationError(
+                f"periodic={options['periodic']!r} must be a schedule, as cron('0 3 * * *')"
+            )
         given = {"retries": retries, "time_limit": time_limit, "expires": expires}
         options |= {option: value for option, value in given.items() if value is not None}
 
@@ -520,6 +543,21 @@ def _check_defaults(actor_name: str, payload: Payload) -> None:
         payload.check({})
     except PayloadMismatch as error:
         raise DeclarationError(f"'{actor_name}' has a schedule, and so needs defaults: {error}") from error
+
+
+def _priority(given: Any) -> Priority:
+    """A priority as it was given, perhaps by its name.
+
+    Raises:
+        DeclarationError: If there is none of that name.
+    """
+    if isinstance(given, str):
+        given = Priority.__members__.get(given.upper(), given)
+    try:
+        return Priority(given)
+    except ValueError:
+        names = ", ".join(f"Priority.{priority.name}" for priority in Priority)
+        raise DeclarationError(f"priority={given!r} is none; there are {names}") from None
 
 
 def _checked(fn: Callable[..., Any], payload: Payload) -> Callable[..., Any]:

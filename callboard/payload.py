@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, NotRequired, Required, TypeVar, get_type_hints
 
 import msgspec
@@ -16,8 +17,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     PydanticUserError,
-    SecretBytes,
-    SecretStr,
     TypeAdapter,
     ValidationError,
 )
@@ -67,7 +66,9 @@ class Payload:
             ) from error
         self._validate = self._adapter.validator.validate_python
         self._dump = self._adapter.serializer.to_python
-        self._has_secrets = _mentions_secret(self._adapter.core_schema)
+        self._has_secrets = _mentions(_is_secret, self._adapter.core_schema)
+        self._has_any = _mentions(_is_any, self._adapter.core_schema)
+        self._has_floats = self._has_any or _mentions(_is_float, self._adapter.core_schema)
         self._strict = model is not None and bool(model.model_config.get("strict"))
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -108,9 +109,11 @@ class Payload:
         Raises:
             PayloadMismatch: If something in it is no JSON.
         """
+        if self._has_floats and not is_finite(checked):
+            raise PayloadMismatch("JSON has no NaN and no infinity")
         try:
             wire: dict[str, Any] = self._dump(checked, mode="json")
-            if self._has_secrets:
+            if self._has_secrets or (self._has_any and _holds_secret(checked)):
                 wire = _reveal(self._dump(checked, mode="python"), wire)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise PayloadMismatch(str(error).splitlines()[0]) from error
@@ -177,26 +180,58 @@ def _typed_dict(name: str, fn: Callable[..., Any], signature: inspect.Signature)
         fields[parameter.name] = Required[hint] if parameter.default is parameter.empty else NotRequired[hint]
     make: Any = TypedDict  # a type checker allows literals only
     payload = make(f"{name}_payload", fields)
-    payload.__pydantic_config__ = ConfigDict(extra="forbid")
+    payload.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
     return payload
 
 
-def _mentions_secret(schema: Any, depth: int = 0) -> bool:
+def _mentions(wanted: Callable[[Mapping[str, Any]], bool], schema: Any, depth: int = 0) -> bool:
+    """Whether a core schema has a node of a kind."""
     if isinstance(schema, Mapping):
-        if schema.get("cls") in (SecretStr, SecretBytes):
-            return True
-        return any(_mentions_secret(item, depth + 1) for item in schema.values())
+        return wanted(schema) or any(_mentions(wanted, item, depth + 1) for item in schema.values())
     if isinstance(schema, list | tuple) and depth < 60:
-        return any(_mentions_secret(item, depth + 1) for item in schema)
+        return any(_mentions(wanted, item, depth + 1) for item in schema)
     return False
+
+
+def _is_secret(node: Mapping[str, Any]) -> bool:
+    return hasattr(node.get("cls"), "get_secret_value")
+
+
+def _is_any(node: Mapping[str, Any]) -> bool:
+    return node.get("type") == "any"
+
+
+def _is_float(node: Mapping[str, Any]) -> bool:
+    return node.get("type") == "float"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in a value is NaN or infinite: JSON would make null of it."""
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(is_finite, value))
+    return not isinstance(value, BaseModel) or is_finite(vars(value))
+
+
+def _holds_secret(value: Any) -> bool:
+    """Whether a secret is somewhere in a value whose type doesn't say so."""
+    if isinstance(value, Mapping):
+        return any(_holds_secret(item) for item in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_holds_secret(item) for item in value)
+    if isinstance(value, BaseModel):
+        return _holds_secret(vars(value))
+    return hasattr(value, "get_secret_value")
 
 
 def _reveal(plain: Any, wire: Any) -> Any:
     """The wire values, with the secrets that JSON mode hides put back from the Python values."""
-    if isinstance(plain, SecretStr):
-        return plain.get_secret_value()
-    if isinstance(plain, SecretBytes):
-        return plain.get_secret_value().decode()
+    if hasattr(plain, "get_secret_value"):
+        secret = plain.get_secret_value()
+        return secret.decode() if isinstance(secret, bytes) else to_jsonable_python(secret)
     if isinstance(plain, Mapping) and isinstance(wire, Mapping):
         return {
             key: _reveal(item, wire_item)
@@ -204,6 +239,11 @@ def _reveal(plain: Any, wire: Any) -> Any:
         }
     if isinstance(plain, list | tuple) and isinstance(wire, list):
         return [_reveal(item, wire_item) for item, wire_item in zip(plain, wire, strict=True)]
+    if isinstance(plain, set | frozenset):  # in whatever sequence: the two have none in common
+        return [
+            _reveal(item, None) if hasattr(item, "get_secret_value") else to_jsonable_python(item)
+            for item in plain
+        ]
     return wire
 
 

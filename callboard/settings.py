@@ -47,7 +47,8 @@ class Settings(CallboardSettings):
 
     broker_url: str = Field(
         "file:var",
-        description="Where messages wait: amqp://, amqps://, file:FOLDER (one SQLite file in it), or stub: (memory).",
+        description="Where messages wait: amqp://, amqps://, redis://, file:FOLDER (a relative one lies beside "
+        "broker.py), or stub: (memory).",
     )
     store_url: str = Field(
         "file:var",

@@ -8,8 +8,14 @@ from callboard.brokers.driver import Driver
 from callboard.errors import SettingsError
 
 
-def open_driver(url: str, *, namespace: str = "") -> Driver:
+def open_driver(url: str, *, namespace: str = "", folder: Path | None = None) -> Driver:
     """The driver that a URL names. Connects to nothing, and imports only what it needs.
+
+    Args:
+        url: See `CALLBOARD_BROKER_URL`.
+        namespace: A prefix for all names.
+        folder: What a relative `file:` is relative to: the application's, so that it is the same queue
+            wherever a process was started. The current folder by default.
 
     Raises:
         SettingsError: If no driver goes by that scheme.
@@ -18,7 +24,8 @@ def open_driver(url: str, *, namespace: str = "") -> Driver:
     if scheme == "file" and colon:
         from callboard.brokers.file import FileDriver
 
-        return FileDriver(Path(rest.removeprefix("//") or "var"), namespace=namespace)
+        place = (folder or Path.cwd()) / (rest.removeprefix("//") or "var")
+        return FileDriver(place, namespace=namespace)
     if scheme in ("amqp", "amqps"):
         from callboard.brokers.rabbitmq import RabbitmqDriver
 

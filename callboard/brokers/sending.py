@@ -27,7 +27,7 @@ from callboard.errors import (
     Unreadable,
 )
 from callboard.loggers import get_logger
-from callboard.payload import PayloadMismatch
+from callboard.payload import PayloadMismatch, is_finite
 from callboard.states import State
 
 R = TypeVar("R")
@@ -47,7 +47,8 @@ class Sending(Hooks):
 
         Returns:
             The message as it was queued. If the job is unique and another one has its key, the message
-            carries the id of that one, and nothing was queued.
+            carries the id of that one, also as `options["callboard"]["duplicate_of"]`, and
+            nothing was queued.
 
         Raises:
             InvalidPayload: The arguments don't fit, are no JSON, or make a message over the size limit.
@@ -75,9 +76,9 @@ class Sending(Hooks):
         try:
             for message in messages:
                 checked, extras = self._check(message)
-                owner = unique.hold(self.store, checked, extras, wait=(due or now) - now)
+                owner = unique.hold(self.store, checked, extras, deadline=self._send_deadline)
                 if owner != checked.message_id:
-                    prepared.append(dataclasses.replace(checked, message_id=owner))
+                    prepared.append(_duplicate(checked, owner))
                     continue
                 if extras.unique is not None:
                     held.append((extras.unique, owner))
@@ -87,9 +88,11 @@ class Sending(Hooks):
                 prepared.append(checked)
             if outgoing:
                 self.driver.put(outgoing, deadline=self._send_deadline)
+                unique.keep(self.store, held, wait=(due or now) - now)
         except PutError as error:
             maybe = {o.job_id for o in outgoing} - {o.job_id for o in error.not_queued}
             unique.release(self.store, [key for key in held if key[1] not in maybe])
+            unique.keep(self.store, [key for key in held if key[1] in maybe], wait=(due or now) - now)
             self._emit_enqueued(prepared, maybe - {o.job_id for o in error.unknown}, delay_ms)
             raise _send_error(error, outgoing) from error
         except BaseException:
@@ -152,6 +155,11 @@ class Sending(Hooks):
                 f"'{message.actor_name}' was not sent: its arguments are no JSON: {error}",
                 job_id=message.message_id,
             ) from error
+        if b"null" in body and not (is_finite(message.args) and is_finite(message.kwargs)):
+            raise InvalidPayload(
+                f"'{message.actor_name}' was not sent: JSON has no NaN and no infinity",
+                job_id=message.message_id,
+            )
         if len(body) > self.max_message_bytes:
             raise PayloadTooLarge(
                 job_id=message.message_id,
@@ -196,6 +204,12 @@ def _rebuilt(
         message_id=message.message_id,
         message_timestamp=message.message_timestamp,
     )
+
+
+def _duplicate(message: Message[R], owner: str) -> Message[R]:
+    """What the sender of a unique job gets when another job has its key."""
+    told = {**message.options["callboard"], "duplicate_of": owner}
+    return dataclasses.replace(message, message_id=owner, options={**message.options, "callboard": told})
 
 
 def _send_error(error: PutError, outgoing: Sequence[Outgoing]) -> SendError:

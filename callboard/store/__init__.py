@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 _KNOWN = "known are file:FOLDER (one SQLite file in it) and memory:"
 
 
-def open_store(url: str, namespace: str = "") -> Store:
+def open_store(url: str, namespace: str = "", *, folder: Path | None = None) -> Store:
     """The store that a `CALLBOARD_STORE_URL` names. Nothing is opened before it is used.
 
     Parameters:
         url: `file:FOLDER`, or `memory:`, which every call gives anew.
         namespace: Apps with different namespaces share a folder, and nothing in it.
+        folder: What a relative `file:` is relative to; the current folder by default.
 
     Raises:
         SettingsError: If there is no such store.
@@ -36,10 +37,11 @@ def open_store(url: str, namespace: str = "") -> Store:
         return SQLiteStore(":memory:")
     if scheme == "file":
         # file:var, file:/srv/var and file:///srv/var
-        folder = re.sub(r"^//(?=/)", "", place)
-        if not folder or folder.startswith("//"):
+        place = re.sub(r"^//(?=/)", "", place)
+        if not place or place.startswith("//"):
             raise SettingsError(f"the store {url!r} names no folder: write file:FOLDER")
-        return SQLiteStore(Path(folder) / (f"store-{namespace}.db" if namespace else "store.db"))
+        file = (folder or Path.cwd()) / place
+        return SQLiteStore(file / (f"store-{namespace}.db" if namespace else "store.db"))
     if scheme in ("redis", "rediss"):
         raise SettingsError(f"a store in Redis is not available yet; {_KNOWN}")
     raise SettingsError(f"there is no kind of store for {_without_secrets(url)!r}; {_KNOWN}")

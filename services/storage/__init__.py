@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 
+# A relative folder is the same wherever a process was started.
+_APPLICATION = Path(__file__).parents[2]
+
+
 class StorageSettings(CallboardSettings):
     """Where files live."""
 
@@ -74,7 +78,7 @@ def open_storage(url: str) -> Storage:
     if scheme == "file" and rest.startswith("///"):
         return LocalStorage(Path(rest[2:]))
     if scheme == "file" and rest and not rest.startswith("//"):
-        return LocalStorage(Path(rest))
+        return LocalStorage(_APPLICATION / rest)
     raise SettingsError(
         f"CALLBOARD_STORAGE_URL: '{scheme}:' is no storage; it is file:FOLDER, file:///FOLDER, "
         "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"

@@ -6,10 +6,11 @@ import json
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
+from typing import Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, Secret, SecretStr
 
 from callboard.errors import DeclarationError
 from callboard.payload import MASK, Payload, PayloadMismatch, is_secret_name, mask
@@ -99,7 +100,8 @@ def test_a_strict_model_reads_its_own_wire_format() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["password", "api_key", "apiKey", "ACCESS_TOKEN", "client-secret", "smtp_password", "Authorization"]
+    "name",
+    ["password", "api_key", "apiKey", "ACCESS_TOKEN", "client-secret", "smtp_password", "Authorization"],
 )
 def test_names_of_secrets_are_known(name: str) -> None:
     assert is_secret_name(name)
@@ -126,3 +128,27 @@ def test_the_schema_shows_types_and_defaults() -> None:
     schema = Payload(_invoice).json_schema()
     assert schema["required"] == ["invoice_id", "when", "items"]
     assert schema["properties"]["pair"]["default"] == [1, 2]
+
+
+class _OwnSecret(SecretStr): ...
+
+
+def test_every_kind_of_secret_travels_in_clear() -> None:
+    def log_in(
+        many: set[SecretStr], one: Secret[str], own: _OwnSecret, what: Any, deep: dict[str, Any]
+    ) -> None: ...
+
+    payload = Payload(log_in)
+    wire = payload.to_wire(
+        payload.check(
+            {
+                "many": {SecretStr("a"), SecretStr("b")},
+                "one": Secret("c"),
+                "own": _OwnSecret("d"),
+                "what": SecretStr("e"),
+                "deep": {"k": [SecretStr("f")]},
+            }
+        )
+    )
+    assert sorted(wire.pop("many")) == ["a", "b"]
+    assert wire == {"one": "c", "own": "d", "what": "e", "deep": {"k": ["f"]}}

@@ -53,7 +53,7 @@ class FileDriver(Driver):
     claims_are_leases = True
 
     def __init__(self, folder: Path, *, namespace: str = "") -> None:
-        self.folder = Path(folder) / namespace
+        self.folder = Path(folder).absolute() / namespace  # a job may change the current folder
         self.workers_folder = self.folder / "workers"
         self.writer = Writer(self.folder)
         self._known: tuple[Numbers, int] = ({}, 0)  # numbers, and the generation of the file they are from

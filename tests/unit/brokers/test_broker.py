@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -181,8 +183,6 @@ async def _send_both(note: Any) -> tuple[Message[Any], list[Message[Any]]]:
 
 
 def test_async_sends_queue_too(note: Any, claim: Claim) -> None:
-    import asyncio
-
     one, many = asyncio.run(_send_both(note))
     assert [_body(d)["message_id"] for d in claim()] == [one.message_id, many[0].message_id]
 
@@ -208,12 +208,172 @@ def test_an_actor_has_the_four_queues_of_its_category(note: Any, broker: Broker)
 
 
 def test_bad_declarations_are_refused(actor: ActorDecorator) -> None:
-    with pytest.raises(DeclarationError, match="keyword options"):
-        actor(lambda: None)  # type: ignore[type-var]
+    with pytest.raises(DeclarationError, match="takes a pydantic model"):
+        actor("name")  # type: ignore[call-overload]
     with pytest.raises(DeclarationError, match="unknown options: colour"):
         actor(category="jobs", colour="red")(_nothing)
     with pytest.raises(DeclarationError, match="category"):
         actor(category="No Good")(_nothing)
+    for options, text in (
+        ({"priority": "urgent"}, "there are Priority.CRITICAL"),
+        ({"time_limit": 5}, "timedelta"),
+        ({"time_limit": "5"}, "timedelta"),
+        ({"retries": -1}, "number from 0"),
+        ({"periodic": "* * * * *"}, "must be a schedule"),
+    ):
+        with pytest.raises(DeclarationError, match=text):
+            actor(category="jobs", **options)(_nothing)
+
+
+def test_a_bare_decorator_declares_an_actor_of_its_modules_category(actor: ActorDecorator) -> None:
+    @actor
+    def bare(text: str) -> str:
+        return text
+
+    assert bare.actor_name == "bare"
+    assert bare.category == "test_broker"
+
+
+def test_a_priority_may_be_given_by_its_name(note: Any, claim: Claim) -> None:
+    note.using(priority="high").send("a")
+    assert claim()[0].queue == "jobs.high"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_json_has_not_are_refused_at_the_send(
+    actor: ActorDecorator, broker: Broker, number: float
+) -> None:
+    @actor(category="jobs")
+    def typed(x: float) -> None: ...
+
+    @actor(category="jobs")
+    def untyped(x: Any) -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def stock(x: Any) -> None: ...
+
+    for send in (typed.send, untyped.send, stock.send):
+        with pytest.raises(InvalidPayload):
+            send(number)
+        with pytest.raises(InvalidPayload):
+            send({"deep": [None, number]})  # type: ignore[arg-type]
+    untyped.send(None)
+
+
+def test_a_cancelled_job_leaves_its_key_to_the_next(note: Any, broker: Broker, claim: Claim) -> None:
+    first = note.using(unique="k", delay=timedelta(hours=1)).send("one")
+    assert broker.store is not None
+    assert broker.recorder is not None
+    assert broker.recorder.flush(30)
+    duplicate = note.using(unique="k").send("two")
+    assert duplicate.options["callboard"]["duplicate_of"] == first.message_id
+    broker.store.cancel(first.message_id, at=time.time())
+    third = note.using(unique="k").send("three")
+    assert third.message_id not in (first.message_id, "")
+    assert [_body(d)["kwargs"] for d in claim()] == [{"text": "three"}]
+
+
+def test_a_producer_that_dies_in_the_midst_of_a_send_holds_its_key_for_seconds_only(
+    note: Any, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+    assert broker.store is not None
+    claim_key = broker.store.claim_key
+
+    def note_ttl(key: str, owner: str, *, ttl: float, durable: bool = True) -> str:
+        taken.append(ttl)
+        return claim_key(key, owner, ttl=ttl, durable=durable)
+
+    monkeypatch.setattr(broker.store, "claim_key", note_ttl)
+    note.using(unique="k").send("a")
+    assert taken == [15.0, 86_400.0]
+
+
+class _Rude(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text for you")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't read \udcff.txt"), _Rude(), RuntimeError("x" * 5_000_000)]
+)
+def test_whatever_an_exception_says_its_job_is_tried_again_and_then_dead(
+    error: Exception, actor: ActorDecorator, broker: Broker, working: Working, clock: Clock
+) -> None:
+    runs: list[int] = []
+
+    @actor(category="jobs", retries=1)
+    def fails() -> None:
+        runs.append(current_job().attempt)
+        raise error
+
+    fails.send()
+    working()
+    clock.now = _wait_for(broker.driver.next_due)  # type: ignore[attr-defined]
+    broker.driver.wake()  # type: ignore[attr-defined]
+    (letter,) = _wait_for(lambda: _dead(broker))
+    assert runs == [1, 2]
+    assert len(letter.attempts) == 2
+    assert len(broker.driver.peek(queues.dead_queue("jobs"))[0].body) < 200_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"options": {"eta": 10**18}},
+        {"options": {"eta": 1e300}},
+        {"options": {"max_retries": -5}},
+        {"options": {"min_backoff": 1e300}},
+        {"options": {"throws": "x"}},
+        {"options": {"callboard": {"expires": -1e300}}},
+        {"message_timestamp": 10**18},
+    ],
+)
+def test_numbers_out_of_any_range_end_in_quarantine(
+    fields: dict[str, Any], note: Any, broker: Broker, intake: Intake, claim: Claim
+) -> None:
+    broker.driver.put([_raw(_plain(**fields))], deadline=1)
+    assert broker.receive(claim()[0], intake) is None
+    assert len(_quarantined(broker)) == 1
+
+
+def test_headers_out_of_any_range_end_in_quarantine(
+    note: Any, broker: Broker, intake: Intake, claim: Claim
+) -> None:
+    broker.driver.put([_raw(_plain(), headers=b'{"parked_since": -1e300}')], deadline=1)
+    assert broker.receive(claim()[0], intake) is None
+    assert len(_quarantined(broker)) == 1
+
+
+def test_a_foreign_eta_beyond_300_days_waits_in_more_than_one_go(
+    note: Any, broker: Broker, intake: Intake, claim: Claim, clock: Clock
+) -> None:
+    eta = (clock.now + 400 * 86_400) * 1000
+    broker.driver.put([_raw(_plain(options={"eta": eta}))], deadline=1)
+    assert broker.receive(claim()[0], intake) is None
+    clock.now += 300 * 86_400
+    assert broker.receive(claim()[0], intake) is None
+    clock.now += 100 * 86_400
+    assert broker.receive(claim()[0], intake) is not None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+def test_a_hook_may_raise_anything(
+    error: type[BaseException], note: Any, broker: Broker, working: Working
+) -> None:
+    class Rude(Middleware):
+        def before_ack(self, broker: Any, message: Any) -> None:
+            raise error
+
+        def after_ack(self, broker: Any, message: Any) -> None:
+            raise error
+
+    broker.add_middleware(Rude())
+    working(threads=1)
+    note.send("one")
+    note.send("two")
+    broker.join("jobs.medium", timeout=30_000)
+    assert note.seen == ["one", "two"]
 
 
 def _nothing() -> None: ...
