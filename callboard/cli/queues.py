@@ -192,7 +192,7 @@ def show_quarantine(
     message_id: Annotated[str, typer.Argument(metavar="ID", help="See `quarantine list`.")],
     json: Json = False,
 ) -> None:
-    """Show a message: its body's beginning, secrets masked."""
+    """Show a message: its options and its body's beginning, secrets masked."""
     from callboard.cli import output
     from callboard.operations.moments import ago, clock
 
@@ -211,6 +211,8 @@ def show_quarantine(
             ("reason", suspect.reason),
             ("size", f"{suspect.size:,} bytes"),
             ("copies", str(suspect.copies) if suspect.copies > 1 else None),
+            ("starts jobs by", ", ".join(suspect.starts)),
+            ("options", suspect.options),
             ("body", suspect.body),
         ]
     )
@@ -251,6 +253,12 @@ def discard_quarantine(
 def replay_quarantine(
     ctx: typer.Context,
     message_id: Annotated[str, typer.Argument(metavar="ID", help="See `quarantine list`.")],
+    with_options: Annotated[
+        bool,
+        typer.Option(
+            "--with-options", help="Vouch for options that make other jobs run, too.", show_default=False
+        ),
+    ] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -260,7 +268,7 @@ def replay_quarantine(
     with session(ctx).operations() as operations:
         suspect = operations.quarantine.show(message_id)
         confirm(f"Trust this message ({suspect.reason}), and send it to {suspect.queue}?", yes)
-        job_id = operations.quarantine.replay(message_id)
+        job_id = operations.quarantine.replay(message_id, with_options=with_options)
     if json:
         output.as_json({"id": job_id})
     else:
@@ -278,5 +286,7 @@ def _suspect_json(suspect: Any) -> dict[str, Any]:
         "since": timestamp(suspect.since),
         "size": suspect.size,
         "copies": suspect.copies,
+        "options": suspect.options,
+        "starts": list(suspect.starts),
         "body": suspect.body,
     }

@@ -98,6 +98,8 @@ JSON_FIELDS: dict[str, dict[str, str]] = {
         "since": "Since when.",
         "size": "Of its body, in bytes.",
         "copies": "How many are exactly like it.",
+        "options": "Its options as JSON, secrets masked; empty if it has none or can't be read.",
+        "starts": "The names of the options that make other jobs run.",
         "body": "Its beginning, secrets masked.",
     },
     "An actor": {

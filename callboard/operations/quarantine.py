@@ -6,6 +6,9 @@ import hashlib
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dramatiq import Message
 
 from callboard import envelope, queues
 from callboard.brokers.base import Broker
@@ -17,6 +20,8 @@ from callboard.operations.audit import Audit
 from callboard.payload import masked_json
 
 _SHOWN_BYTES = 4_000
+#: Options of Dramatiq that make other jobs run, besides all that begin with 'group_'.
+_STARTING = frozenset({"pipe_target", "on_success", "on_failure", "on_retry_exhausted"})
 _ORIGIN = re.compile(r"from (?P<queue>\S+): (?P<reason>.*)", re.DOTALL)
 
 
@@ -30,6 +35,8 @@ class Suspect:
         reason: Why it is here.
         size: Of its body, in bytes.
         body: The body's beginning, for people; secrets are masked where it is JSON.
+        options: Its options as JSON, or '' if it has none or can't be read; secrets are masked.
+        starts: The names of those options that make other jobs run, with payloads that it brings along.
         copies: How many messages are exactly like this one.
     """
 
@@ -39,6 +46,8 @@ class Suspect:
     since: float | None
     size: int
     body: str
+    options: str = ""
+    starts: tuple[str, ...] = ()
     copies: int = 1
 
 
@@ -126,19 +135,24 @@ class Quarantine:
         self._audit.done("quarantine.discard", target, count=result.count)
         return result
 
-    def replay(self, suspect_id: str) -> str:
+    def replay(self, suspect_id: str, *, with_options: bool = False) -> str:
         """Vouch for a message: check it, sign it anew and send it to the queue it came from.
 
         For messages that were honest and came in an evil hour: while the keys didn't match, or a worker was
         too old for them. Returns the job's id.
 
+        Args:
+            suspect_id: The message.
+            with_options: Vouch for it even if its options make other jobs run. See `Suspect.starts`.
+
         Raises:
             JobNotFound
-            NotPossible: It can't be read, or it isn't known where it came from.
+            NotPossible: It can't be read, or it isn't known where it came from. Or its options make other jobs
+                run, and were not vouched for.
             InvalidPayload: Its payload doesn't fit its actor.
             BrokerUnavailable
         """
-        outgoing = self._vouched(self._find(suspect_id))
+        outgoing = self._vouched(self._find(suspect_id), with_options=with_options)
         headers = envelope.decode_headers(outgoing.headers)
         headers.hop = self._next_hop(outgoing.job_id)
         outgoing.headers = envelope.encode_headers(headers)
@@ -178,7 +192,7 @@ class Quarantine:
             raise JobNotFound(f"there is no message {suspect_id} in quarantine")
         return found[0]
 
-    def _vouched(self, message: StoredMessage) -> Outgoing:
+    def _vouched(self, message: StoredMessage, *, with_options: bool) -> Outgoing:
         queue, _ = _origin(message)
         if not queue or queue.endswith(".dead"):
             raise NotPossible(
@@ -190,6 +204,11 @@ class Quarantine:
             raise NotPossible(
                 f"the message can't be sent again: {error}; it can only be discarded"
             ) from error
+        if (starts := _starts(decoded)) and not with_options:
+            raise NotPossible(
+                f"the message makes other jobs run, by its options {', '.join(starts)}; look at them with "
+                "'callboard quarantine show', and vouch for them, too, with --with-options"
+            )
         object.__setattr__(decoded, "queue_name", queue)
         try:
             return self._broker.prepare(decoded)
@@ -235,25 +254,45 @@ def _origin(message: StoredMessage) -> tuple[str, str]:
     return (match["queue"], match["reason"]) if match is not None else ("", reason)
 
 
+def _decoded(body: bytes) -> Message[Any] | None:
+    try:
+        return envelope.decode(body, max_bytes=RECEIVE_LIMIT)
+    except Unreadable:
+        return None
+
+
+def _starts(message: Message[Any]) -> tuple[str, ...]:
+    """The names of its options that make other jobs run."""
+    return tuple(
+        sorted(
+            name
+            for name, value in message.options.items()
+            if (name in _STARTING or name.startswith("group_")) and value is not None
+        )
+    )
+
+
 def _suspect(message: StoredMessage) -> Suspect:
     queue, reason = _origin(message)
+    decoded = _decoded(message.body)
+    options = decoded.options if decoded is not None else {}
     return Suspect(
         id=identity(message),
         queue=queue,
         reason=reason,
         since=_headers(message).ready_at,
         size=len(message.body),
-        body=_readable(message.body),
+        body=_readable(message.body, decoded),
+        options=_masked(options)[:_SHOWN_BYTES] if options else "",
+        starts=_starts(decoded) if decoded is not None else (),
     )
 
 
-def _readable(body: bytes) -> str:
-    try:
-        decoded = envelope.decode(body, max_bytes=RECEIVE_LIMIT)
-    except Unreadable:
+def _readable(body: bytes, decoded: Message[Any] | None) -> str:
+    if decoded is None:
         text = body[:_SHOWN_BYTES].decode(errors="replace")
         return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
-    return masked_json(
+    return _masked(
         {
             "actor": decoded.actor_name,
             "id": decoded.message_id,
@@ -261,3 +300,10 @@ def _readable(body: bytes) -> str:
             "kwargs": decoded.kwargs,
         }
     )[:_SHOWN_BYTES]
+
+
+def _masked(value: Any) -> str:
+    try:
+        return masked_json(value)
+    except RecursionError:
+        return "(nested too deeply to be shown)"

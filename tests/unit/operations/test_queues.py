@@ -161,13 +161,13 @@ def suspect(jobs: Jobs, deliver: Any, operations: Operations) -> Suspect:
     return suspect
 
 
-def _unsigned(**kwargs: Any) -> bytes:
+def _unsigned(options: dict[str, Any] | None = None, **kwargs: Any) -> bytes:
     message = {
         "queue_name": "post.high",
         "actor_name": "deliver",
         "args": [],
         "kwargs": kwargs,
-        "options": {},
+        "options": options or {},
         "message_id": "q-1",
         "message_timestamp": 1,
     }
@@ -199,6 +199,34 @@ def test_vouching_signs_and_sends_it(operations: Operations, suspect: Suspect, j
     assert operations.quarantine.search() == []
     assert jobs.drain().succeeded == 1
     assert operations.audit_log()[0].action == "quarantine.replay"
+
+
+def test_options_that_make_other_jobs_run_are_shown_and_vouched_for_only_by_name(
+    operations: Operations, suspect: Suspect, jobs: Jobs
+) -> None:
+    other = json.loads(_unsigned(to="mallory", password="geheim")) | {"message_id": "q-2"}
+    suspect_id = suspect(_unsigned({"pipe_target": other, "pipe_ignore": True}, to="x" * 5_000))
+
+    shown = operations.quarantine.show(suspect_id)
+    assert shown.starts == ("pipe_target",)
+    assert "mallory" in shown.options
+    assert "geheim" not in shown.options
+    with pytest.raises(NotPossible, match="by its options pipe_target; look at them"):
+        operations.quarantine.replay(suspect_id)
+    assert jobs.waiting == []
+    assert operations.quarantine.replay(suspect_id, with_options=True) == "q-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["on_success", "on_failure", "on_retry_exhausted", "group_completion_uuid", "group_anything"]
+)
+def test_any_option_that_makes_other_jobs_run_has_to_be_vouched_for(
+    operations: Operations, suspect: Suspect, name: str
+) -> None:
+    suspect_id = suspect(_unsigned({name: "deliver"}, to="x"))
+
+    with pytest.raises(NotPossible, match=name):
+        operations.quarantine.replay(suspect_id)
 
 
 def test_what_cannot_be_read_cannot_be_vouched_for(operations: Operations, suspect: Suspect) -> None:
