@@ -27,27 +27,11 @@ class Records(Middleware):
         assert isinstance(broker, CallboardBroker)
         if broker.recorder is None:
             return
-        now = broker.clock()
-        state = State.QUEUED if delay is None else State.SCHEDULED
-        category, priority = queues.split(message.queue_name)
-        extras = message.options.get("callboard") or {}
-        broker.recorder.record(
-            Change(
-                job_id=message.message_id,
-                order=order(0, state),
-                state=state,
-                at=now,
-                actor=message.actor_name,
-                category=category,
-                queue=message.queue_name,
-                priority=int(priority),
-                tags=tuple(extras.get("tags", ())) or None,
-                payload=_payload(broker, message),
-                enqueued_at=message.message_timestamp / 1000,
-                due_at=None if delay is None else now + delay / 1000,
-                expires_at=extras.get("expires"),
-            )
-        )
+        queued = _Queued(broker, message, delay)
+        if isinstance(broker.actors.get(message.actor_name), JobActor):
+            broker.recorder.record_lazily(queued)  # its arguments are a copy, nobody changes them meanwhile
+        else:
+            broker.recorder.record(queued())
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
@@ -60,6 +44,39 @@ class Records(Middleware):
             broker.recorder.record(change)
 
     after_nack = after_ack
+
+
+class _Queued:
+    """That a job was queued. Making the change takes as long as the checks of a send, so the recorder does it."""
+
+    __slots__ = ("_broker", "_delay", "_message", "_now")
+
+    def __init__(self, broker: CallboardBroker, message: Message[Any], delay: int | None) -> None:
+        self._broker = broker
+        self._message = message
+        self._delay = delay
+        self._now = broker.clock()
+
+    def __call__(self) -> Change:
+        message, delay, now = self._message, self._delay, self._now
+        state = State.QUEUED if delay is None else State.SCHEDULED
+        category, priority = queues.split(message.queue_name)
+        extras = message.options.get("callboard") or {}
+        return Change(
+            job_id=message.message_id,
+            order=order(0, state),
+            state=state,
+            at=now,
+            actor=message.actor_name,
+            category=category,
+            queue=message.queue_name,
+            priority=int(priority),
+            tags=tuple(extras.get("tags", ())) or None,
+            payload=_payload(self._broker, message),
+            enqueued_at=message.message_timestamp / 1000,
+            due_at=None if delay is None else now + delay / 1000,
+            expires_at=extras.get("expires"),
+        )
 
 
 class _Start:
