@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from callboard.servers.process import HOST, PrivateServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -20,14 +20,22 @@ class PrivateRedis(PrivateServer):
         folder: where data and logs go; None makes one that `close` removes.
         append_only: write each change to a file, fsynced once a second, so that data outlives `kill`. Without
             it, what `stop` and `kill` leave is nothing.
+        options: more settings, as redis.conf has them.
     """
 
     name = "redis"
     package = "redis-server"
 
-    def __init__(self, folder: Path | None = None, *, append_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        append_only: bool = False,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self._server = self._program("redis-server")
         self._append_only = append_only
+        self._options = options or {}
         super().__init__(folder)
 
     @property
@@ -55,6 +63,7 @@ class PrivateRedis(PrivateServer):
             "save": "",
             "appendonly": "yes" if self._append_only else "no",
             "appendfsync": "everysec",
+            **self._options,
         }
         return [self._server, *(word for key, value in options.items() for word in (f"--{key}", value))]
 

@@ -19,7 +19,7 @@ import redis.exceptions
 from callboard.brokers import forks
 from callboard.brokers.redis.address import Address, Connection
 from callboard.brokers.redis.health import Health
-from callboard.brokers.redis.outage import Unreachable, refused, unreachable
+from callboard.brokers.redis.outage import Refused, refused, unreachable
 from callboard.brokers.redis.scripts import script
 
 _CONNECT = 5.0  # seconds for a connection and its handshake, if the caller has so many
@@ -35,6 +35,10 @@ _ANSWERS = (
 )
 
 Command = Sequence[str | bytes | int]
+
+
+class _Forgotten(Refused):
+    """Redis doesn't know the script: it was restarted, or is another one."""
 
 
 class Link:
@@ -119,26 +123,13 @@ class Link:
             Unreachable: There was no connection, or no answer in time. The connection is closed then.
             Refused: Nothing was done.
         """
-        self.connect(until)
         wanted = script(name)
-        call: Command = ["EVALSHA", wanted.sha, 1, self._base, msgspec.msgpack.encode(order), *contents]
-        (answer,) = self._ask([call], until=until)
-        if isinstance(answer, redis.exceptions.NoScriptError):
-            _, answer = self._ask([["SCRIPT", "LOAD", wanted.text], call], until=until)
-        if isinstance(answer, redis.exceptions.MovedError):
-            self._follow(answer)
-        if isinstance(answer, redis.exceptions.RedisError):
-            raise refused(answer, self.address)
-        return answer
-
-    def _follow(self, moved: redis.exceptions.MovedError) -> None:
-        """To the node of a cluster that has our keys, all of which are in one slot."""
-        failure = Unreachable(f"Redis at {self.address} names another node: {moved}", sent=False)
-        self.close()
-        self.address = dataclasses.replace(
-            self.address, host=moved.host or self.address.host, port=moved.port
-        )
-        raise failure
+        order_and_contents = [msgspec.msgpack.encode(order), *contents]
+        try:
+            return self.ask("EVALSHA", wanted.sha, 1, self._base, *order_and_contents, until=until)
+        except _Forgotten:
+            self.ask("SCRIPT", "LOAD", wanted.text, until=until)
+            return self.ask("EVALSHA", wanted.sha, 1, self._base, *order_and_contents, until=until)
 
     def ask(self, *command: str | bytes | int, until: float) -> Any:
         """Run a plain command.
@@ -148,6 +139,16 @@ class Link:
         """
         self.connect(until)
         (answer,) = self._ask([command], until=until)
+        if isinstance(answer, redis.exceptions.MovedError):
+            # Of a cluster, another node has our keys, all of which are in one slot.
+            self.close()
+            self.address = dataclasses.replace(
+                self.address, host=answer.host or self.address.host, port=answer.port
+            )
+            self.connect(until)
+            (answer,) = self._ask([command], until=until)
+        if isinstance(answer, redis.exceptions.NoScriptError):
+            raise _Forgotten(str(answer), passing=True)
         if isinstance(answer, redis.exceptions.RedisError):
             raise refused(answer, self.address)
         return answer
