@@ -114,6 +114,7 @@ def workers(ctx: typer.Context, json: Json = False) -> None:
     """List the workers that live, and what they run."""
     from callboard.cli import output
     from callboard.operations.moments import ago, span
+    from callboard.worker.patterns import summed_up
 
     with session(ctx).operations() as operations:
         found = operations.workers()
@@ -141,26 +142,12 @@ def workers(ctx: typer.Context, json: Json = False) -> None:
                 f"{len(beat.running)}/{beat.threads}",
                 str(beat.claimed),
                 ago(beat.at, now),
-                _summed_up(beat.queues),
+                ", ".join(summed_up(beat.queues)),
                 ", ".join(beat.running),
             )
             for beat in found
         ],
     )
-
-
-def _summed_up(queues: tuple[str, ...]) -> str:
-    """Queue names in short: all four of a category are `email.*`."""
-    from callboard.queues import Priority, split
-
-    categories: dict[str, list[str]] = {}
-    for queue in queues:
-        categories.setdefault(split(queue)[0], []).append(queue)
-    parts: list[str] = []
-    for category, names in sorted(categories.items()):
-        whole = {f"{category}.{priority.word}" for priority in Priority} <= set(names)
-        parts += [f"{category}.*"] if whole else sorted(names)
-    return ", ".join(parts)
 
 
 def _worker_json(beat: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from callboard.errors import AppError, UnknownQueue
+from callboard.queues import Priority, split
 
 
 def select_queues(declared: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -29,3 +30,15 @@ def select_queues(declared: Iterable[str], patterns: Sequence[str]) -> list[str]
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UnknownQueue(f"no queue matches '{pattern}'; there are {', '.join(names)}")
     return [name for name in names if not wanted or any(fnmatchcase(name, p) for p in wanted)]
+
+
+def summed_up(names: Iterable[str]) -> list[str]:
+    """Queue names in short: all four of a category are `email.*`."""
+    categories: dict[str, list[str]] = {}
+    for name in names:
+        categories.setdefault(split(name)[0], []).append(name)
+    parts: list[str] = []
+    for category, found in sorted(categories.items()):
+        whole = {f"{category}.{priority.word}" for priority in Priority} <= set(found)
+        parts += [f"{category}.*"] if whole else sorted(found)
+    return parts

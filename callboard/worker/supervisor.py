@@ -10,18 +10,21 @@ The life of a worker's processes:
 - SIGTERM and SIGINT stop all within the grace, a second one at once: running jobs are interrupted and given
   back. A third kills. SIGHUP loads the application anew and replaces the processes one by one; if it can't be
   loaded, the old ones stay.
+- One that was killed leaves a sign of life in the store: a process that has the application, and with it the
+  store, removes it, so that the dead aren't counted among the living.
 - When the supervisor dies, the others see the end of a pipe that only it holds open, and stop.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +34,12 @@ from callboard import errors
 from callboard.errors import AppError, CallboardError
 from callboard.loggers import get_logger
 from callboard.worker.child import Companion, Plan, run_child
+from callboard.worker.patterns import summed_up
 from callboard.worker.reload import Watcher
 from callboard.worker.reports import Report, Reports
 from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
 from callboard.worker.slots import SlotMemory
-from callboard.worker.zygote import Zygote, adopt_orphans, companion_number, fork
+from callboard.worker.zygote import Zygote, adopt_orphans, bury, companion_number, fork
 
 log = get_logger(__name__)
 
@@ -44,6 +48,9 @@ _BEGIN_SECONDS = 10.0  # from the order to fork a process to its first word
 _GIVE_UP_AFTER = 3  # failed starts of a process, if none has ever started
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.1, 10.0
 _SHORT_LIFE, _SHORT_LIFE_PAUSE = 2.0, 0.5
+_OWN_FOLDER = Path(errors.__file__).resolve().parent
+#: What Python says of a name or a module that isn't in the Callboard that runs.
+_OWN_IMPORT = re.compile(r"(cannot import name .* from|No module named|module) 'callboard\b")
 #: Process managers may signal a process and then its group: within so many seconds that is one order.
 _ONE_ORDER = 0.3
 _STOP, _QUICK, _KILL = 1, 2, 3
@@ -168,6 +175,7 @@ class Supervisor:
         self._zygote: Zygote | None = None
         self._loading: Zygote | None = None
         self._hazard = ""
+        self._outdated = False  # Callboard itself was changed since this process started
         self._urgency = 0
         self._last_order = 0.0
         self._code = 0
@@ -278,8 +286,15 @@ class Supervisor:
         self._reap()
         self._escalate()
         if self._watcher is not None and not self._urgency and (changed := self._watcher.changed()):
-            log.info("files changed, loading the application anew", files=[str(path) for path in changed[:5]])
-            self._load("all at once")
+            self._changed(changed)
+
+    def _changed(self, files: Sequence[Path]) -> None:
+        """Files were saved: load the application anew. Callboard itself can't be, as this process runs it."""
+        log.info("files changed, loading the application anew", files=[str(path) for path in files[:5]])
+        if any(path.resolve().is_relative_to(_OWN_FOLDER) for path in files):
+            self._outdated = True
+            log.warning("Callboard itself has changed, restart callboard dev to run it so")
+        self._load("all at once")
 
     def _patience(self) -> float:
         """Seconds until the loop looks again although nothing wakes it."""
@@ -320,7 +335,7 @@ class Supervisor:
                 pid=os.getpid(),
                 processes=self._options.processes,
                 threads=self._options.threads,
-                queues=report.queues,
+                queues=" ".join(self._options.queues or summed_up(report.queues)),
             )
         elif self._replace != "none":
             self._tell(Event(kind="reloaded", pid=self._zygote.pid, at=time.time()))
@@ -334,6 +349,9 @@ class Supervisor:
             self._stop(_STOP)
         else:
             log.error("the application can't be loaded, the worker goes on as it was", error=str(error))
+            if self._outdated or _OWN_IMPORT.search(str(error)):
+                command = "callboard dev" if self._watcher is not None else "the worker"
+                log.error(f"restart {command}: Callboard itself has changed since it started")
 
     # -- filling seats -------------------------------------------------------------------------------------
 
@@ -463,6 +481,8 @@ class Supervisor:
             code = os.waitstatus_to_exitcode(status)
             if (process := self._processes.pop(pid, None)) is not None:
                 self._ended(process, _in_words(code))
+                if code != 0 and process.ready is not None and process.seat.companion is None:
+                    self._bury(pid)
             elif self._loading is not None and pid == self._loading.pid:
                 self._loading.close()
                 self._loading = None
@@ -476,6 +496,19 @@ class Supervisor:
                         "the process that starts the others died, starting another", exit=_in_words(code)
                     )
                     self._load("none")
+
+    def _bury(self, pid: int) -> None:
+        """Have a dead process' sign of life removed. If that fails, it is stale within seconds."""
+        with suppress(OSError):
+            if self._hazard or self._zygote is None:
+                fork(lambda: self._run_burial(pid))
+            else:
+                self._zygote.bury(pid)
+
+    def _run_burial(self, pid: int) -> None:
+        """In a new process, which loads the application by itself."""
+        self._forget()
+        bury(self._plan.load(), pid)
 
     def _ended(self, process: _Process, exit_: str) -> None:
         now, seat = time.monotonic(), process.seat

@@ -17,18 +17,25 @@ import fcntl
 import gc
 import os
 import signal
+import socket
 import stat
+import struct
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from callboard.brokers.base import Broker
+from callboard.errors import StoreUnavailable
 from callboard.worker.child import Plan, run_child
 from callboard.worker.patterns import select_queues
 from callboard.worker.reports import Report, report_of
 
 _PR_SET_CHILD_SUBREAPER = 36
+#: An order to the zygote: a block of slots, what to run, the pid of a dead process.
+_COMMAND = struct.Struct("<BBI")
+_WORKER, _BURIAL = 255, 254
 _NOT_LINUX = "orphans can't be adopted on this system"
 
 
@@ -64,7 +71,15 @@ class Zygote:
         Raises:
             OSError: If the zygote is gone.
         """
-        os.write(self._commands, bytes([block, companion]))
+        os.write(self._commands, _COMMAND.pack(block, companion, 0))
+
+    def bury(self, pid: int) -> None:
+        """Ask that a dead worker process' sign of life be removed, see `bury`.
+
+        Raises:
+            OSError: If the zygote is gone.
+        """
+        os.write(self._commands, _COMMAND.pack(0, _BURIAL, pid))
 
     def end(self) -> None:
         """End it. It holds nothing, so it needn't be asked."""
@@ -127,19 +142,37 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
     gc.collect()
     gc.freeze()  # a collection in a child would otherwise touch, and so copy, the memory that they share
     companions = list(plan.companions)
-    while len(command := os.read(commands, 2)) == 2:
-        block, index = command
+    while len(command := os.read(commands, _COMMAND.size)) == _COMMAND.size:
+        block, index, dead = _COMMAND.unpack(command)
         companion = companions[index] if index < len(companions) else None
 
-        def main() -> NoReturn:
+        def main() -> None:
             os.close(commands)
+            if index == _BURIAL:  # noqa: B023  it runs at once
+                bury(broker, dead)  # noqa: B023  it runs at once
+                return
             run_child(plan, block=block, companion=companion, broker=broker)  # noqa: B023  it runs at once
 
         try:
             _fork_apart(main)
         except OSError as error:
-            plan.reports.send(report_of(error, "failed", block))
+            if index != _BURIAL:
+                plan.reports.send(report_of(error, "failed", block))
     os._exit(0)
+
+
+def bury(broker: Broker, pid: int) -> None:
+    """Remove the sign of life of a worker process of this machine that has died. For a process of its own."""
+    if broker.store is None:
+        return
+    owner = f"{socket.gethostname()}:{pid}"
+    try:
+        for heartbeat in broker.store.workers():
+            if heartbeat.worker.rpartition(":")[0] == owner:
+                broker.store.stopped(heartbeat.worker)
+        broker.store.close()
+    except StoreUnavailable:  # then it is stale within seconds
+        return
 
 
 def _open_files() -> set[int]:
@@ -174,4 +207,4 @@ def _target(number: int) -> str:
 
 def companion_number(companions: Sequence[str], companion: str | None) -> int:
     """How a companion is named in a command."""
-    return 255 if companion is None else companions.index(companion)
+    return _WORKER if companion is None else companions.index(companion)

@@ -62,6 +62,20 @@ def test_a_killed_process_is_replaced_within_two_seconds_and_its_sibling_goes_on
     assert ends == [sibling, sibling]
 
 
+def test_a_killed_process_is_no_longer_counted_among_the_living(app: App) -> None:
+    worker = app.start(processes=2, threads=2)
+    victim, sibling = worker.ready()
+    until(lambda: {beat.pid for beat in app.store.workers()} == {victim, sibling})
+    os.kill(victim, signal.SIGKILL)
+    # So long a silence that nobody is dead because of it alone.
+    alive = until(lambda: (pids := _beating(app)) and victim not in pids and pids)
+    assert sibling in alive
+
+
+def _beating(app: App) -> set[int]:
+    return {beat.pid for beat in app.store.workers(alive_within=3_600.0)}
+
+
 def test_a_process_is_replaced_within_two_seconds_while_the_machine_is_busy(app: App) -> None:
     worker = app.start(processes=2)
     pids = worker.ready()

@@ -209,6 +209,21 @@ def test_a_saved_file_is_loaded_and_a_broken_one_waits_for_the_next_save(app: Ap
     assert until(lambda: app.notes("version"))[0][1] == "333"
 
 
+def test_what_needs_another_callboard_than_the_one_that_runs_asks_for_a_restart(app: App) -> None:
+    worker = app.start(processes=1, watch=[str(app.folder)])
+    worker.ready(1)
+    actors = (app.folder / "actors/jobs.py").read_text()
+    app.write("actors/jobs.py", "from callboard import something_newer\n" + actors)
+    until(lambda: "restart callboard dev" in worker.log())
+
+
+def test_the_queues_are_told_in_short(app: App) -> None:
+    worker = app.start(processes=1)
+    worker.ready(1)
+    (started,) = [line for line in worker.log_lines() if line["event"] == "worker started"]
+    assert started["queues"] == "jobs.*"
+
+
 def test_a_companion_runs_in_a_process_of_its_own_and_stops_with_the_worker(app: App) -> None:
     worker = app.start(processes=1, ticker=True)
     started = [worker.wait_for("started") for _ in range(2)]
