@@ -11,13 +11,24 @@ from typing import Any
 from dramatiq import Message
 
 from callboard import envelope, queues
+from callboard.brokers import unique
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import Driver, Outgoing, StoredMessage, Verdict
 from callboard.brokers.receiving import RECEIVE_LIMIT
 from callboard.envelope import Headers
-from callboard.errors import InvalidPayload, JobNotFound, NotPossible, StoreUnavailable, Unreadable
+from callboard.errors import (
+    BrokerUnavailable,
+    InvalidPayload,
+    JobNotFound,
+    NotPossible,
+    StoreUnavailable,
+    Unreadable,
+)
+from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
 from callboard.payload import masked_json
+
+log = get_logger(__name__)
 
 _SHOWN_BYTES = 4_000
 #: Options of Dramatiq that make other jobs run, besides all that begin with 'group_'.
@@ -113,6 +124,8 @@ class Quarantine:
     ) -> QuarantineResult:
         """Throw messages away, or with None all. It is audited before and after.
 
+        Unique jobs among them let go of their keys, unless the broker can tell that it has them elsewhere, too.
+
         Raises:
             StoreUnavailable: It can't be audited, so nothing was thrown away.
             BrokerUnavailable
@@ -120,6 +133,7 @@ class Quarantine:
         target = "all" if ids is None else ",".join(sorted(ids)[:100])
         self._audit.announce("quarantine.discard", target)
         result = QuarantineResult()
+        keys: set[tuple[str, str]] = set()
 
         def decide(message: StoredMessage) -> Verdict:
             suspect_id = identity(message)
@@ -128,9 +142,11 @@ class Quarantine:
             result.count += 1
             if suspect_id not in result.ids:
                 result.ids.append(suspect_id)
+            keys.update(unique_keys(message.body))
             return Verdict.DISCARD
 
         self._broker.driver.walk(queues.QUARANTINE, decide, progress=progress)
+        self._release(keys)
         result.not_found = sorted(set(ids or ()) - set(result.ids))
         self._audit.done("quarantine.discard", target, count=result.count)
         return result
@@ -169,6 +185,17 @@ class Quarantine:
             raise JobNotFound(f"there is no message {suspect_id} in quarantine any more")
         self._audit.done("quarantine.replay", suspect_id, job_id=outgoing.job_id, queue=outgoing.queue)
         return outgoing.job_id
+
+    def _release(self, keys: Collection[tuple[str, str]]) -> None:
+        """A forged message may name a job that is well, and its key: that one keeps it."""
+        try:
+            lost = [
+                (key, job_id) for key, job_id in sorted(keys) if self._broker.driver.locate(job_id) is None
+            ]
+        except BrokerUnavailable as error:
+            log.warning("unique keys not released, they end by themselves", error=str(error))
+            return
+        unique.release(self._broker.store, lost)
 
     def _next_hop(self, job_id: str) -> int:
         """What is recorded from here on has to be newer than what is known: the hops before are forgotten in
@@ -238,6 +265,16 @@ def suspect_of_job(driver: Driver, job_id: str) -> Suspect | None:
         except Unreadable:
             continue
     return None
+
+
+def unique_keys(body: bytes) -> set[tuple[str, str]]:
+    """The key that a message's job holds, with the job's id; none if it isn't unique or can't be read."""
+    try:
+        decoded = envelope.decode(body, max_bytes=RECEIVE_LIMIT)
+        key = envelope.extras_of(decoded.options).unique
+    except (Unreadable, RecursionError):
+        return set()
+    return set() if key is None else {(key, decoded.message_id)}
 
 
 def _headers(message: StoredMessage) -> Headers:

@@ -8,12 +8,14 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from callboard import envelope, queues
+from callboard.brokers import unique
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import StoredMessage, Verdict
 from callboard.brokers.receiving import RECEIVE_LIMIT
 from callboard.errors import NotPossible, StoreUnavailable, UnknownQueue, Unreadable
 from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
+from callboard.operations.quarantine import unique_keys
 from callboard.operations.why import can_locate, is_job_queue
 from callboard.states import State, order
 from callboard.store.base import Change, Heartbeat, Query, Store
@@ -129,7 +131,7 @@ class Queues:
 
     def purge(self, name: str, *, progress: Callable[[int, int], None] | None = None) -> PurgeResult:
         """Throw away the jobs that wait in a queue; those that run go on. It is audited before and after,
-        and the records of the jobs say so.
+        and the records of the jobs say so. Unique ones let go of their keys.
 
         On RabbitMQ, what isn't due yet stays.
 
@@ -147,16 +149,19 @@ class Queues:
         self._audit.announce("queues.purge", name)
         now, text = self._broker.clock(), f"purged from {name} by {self._audit.who}"
         gone: dict[str, int] = {}  # id -> the order of its record
+        keys: set[tuple[str, str]] = set()
 
         def throw_away(message: StoredMessage) -> Verdict:
             if (known := _identity(message)) is not None:
                 job_id, newest = known
                 gone[job_id] = max(newest, gone.get(job_id, 0))
+            keys.update(self._keys_of(message))
             return Verdict.DISCARD
 
         # Not `driver.purge` at once: that doesn't tell which jobs it drops.
         report = self._broker.driver.walk(name, throw_away, progress=progress)
         result = PurgeResult(queue=name, count=report.discarded + self._broker.driver.purge(name))
+        unique.release(self._broker.store, sorted(keys))
         try:
             self._record(name, gone, now, text)
         except StoreUnavailable as error:
@@ -201,6 +206,15 @@ class Queues:
         ]
         for start in range(0, len(changes), _RECORD_BATCH):
             self._store().write(changes[start : start + _RECORD_BATCH])
+
+    def _keys_of(self, message: StoredMessage) -> set[tuple[str, str]]:
+        """The key of a unique job, and its id; none of a message that no worker would trust."""
+        try:
+            headers = envelope.decode_headers(message.headers)
+            self._broker.verify(message.queue, message.body, headers.signature)
+        except Unreadable:
+            return set()
+        return unique_keys(message.body)
 
     # -- the rest ----------------------------------------------------------------------------------------
 

@@ -263,7 +263,7 @@ def test_a_unique_job_stays_dead_while_the_store_cannot_tell_who_has_its_key(
 
 def test_a_forged_letter_takes_no_key(operations: Operations, die: Die, deliver: Any, jobs: Jobs) -> None:
     dead = die()
-    _forge(jobs, dead, body={"options": {"callboard": {"v": 1, "unique": "the round"}}})
+    _forge(jobs, dead, body={"options": {"callboard": {"v": 1, "unique": "deliver:the round"}}})
 
     operations.dead.replay(Letters(ids=[dead]))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from callboard import State, queues
+from callboard import Priority, State, queues
 from callboard.brokers.driver import IntakeOptions, Outgoing
 from callboard.errors import JobNotFound, NotPossible, StoreUnavailable, UnknownQueue
 from callboard.operations import Operations
@@ -85,6 +85,31 @@ def test_a_purge_drops_what_waits_and_says_so_in_the_records(
     done, begun = operations.audit_log()
     assert begun.details["step"] == "begun"
     assert (done.action, done.target, done.count) == ("queues.purge", "post.high", 4)
+
+
+def _owner(jobs: Jobs, key: str) -> str | None:
+    assert jobs.broker.store is not None
+    return jobs.broker.store.key_owner(f"unique:deliver:{key}")
+
+
+def test_a_purge_releases_the_keys_of_unique_jobs(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    sent = deliver.using(unique="the round").send(to="x")
+    assert _owner(jobs, "the round") == sent.message_id
+
+    operations.queues.purge("post.high")
+
+    assert _owner(jobs, "the round") is None
+
+
+def test_purging_a_forged_message_releases_no_key(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    sent = deliver.using(unique="the round", priority=Priority.LOW).send(to="x")
+    forged = json.loads(_unsigned({"callboard": {"v": 1, "unique": "deliver:the round"}}, to="x"))
+    body = json.dumps(forged | {"message_id": sent.message_id}).encode()
+    jobs.broker.driver.put([Outgoing("post.high", body, sent.message_id)], deadline=1)
+
+    assert operations.queues.purge("post.high").count == 1
+
+    assert _owner(jobs, "the round") == sent.message_id
 
 
 def test_a_worker_that_was_quicker_than_a_purge_has_the_last_word(
@@ -247,6 +272,30 @@ def test_discarding_takes_those_that_are_named(operations: Operations, suspect: 
     assert jobs.broker.driver.counts([queues.QUARANTINE])[queues.QUARANTINE].ready == 0
     with pytest.raises(JobNotFound):
         operations.quarantine.show(second)
+
+
+def test_discarding_releases_the_key_of_a_unique_job_that_is_nowhere_else(
+    operations: Operations, suspect: Suspect, deliver: Any, jobs: Jobs
+) -> None:
+    deliver.using(unique="the round", job_id="q-1").send(to="x")
+    jobs.broker.driver.purge("post.high")  # its message was changed on its way
+    suspect(_unsigned({"callboard": {"v": 1, "unique": "deliver:the round"}}, to="y"))
+    assert _owner(jobs, "the round") == "q-1"
+
+    operations.quarantine.discard(None)
+
+    assert _owner(jobs, "the round") is None
+
+
+def test_discarding_a_message_that_names_a_living_job_releases_no_key(
+    operations: Operations, suspect: Suspect, deliver: Any, jobs: Jobs
+) -> None:
+    suspect(_unsigned({"callboard": {"v": 1, "unique": "deliver:the round"}}, to="y"))
+    deliver.using(unique="the round", job_id="q-1").send(to="x")
+
+    operations.quarantine.discard(None)
+
+    assert _owner(jobs, "the round") == "q-1"
 
 
 def test_a_job_in_quarantine_is_not_hidden(
