@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
@@ -93,10 +92,11 @@ def as_json(document: Any, *, compact: bool = False) -> None:
 
 
 def timestamp(moment: float | None) -> str | None:
-    """A moment for programs: ISO 8601 in UTC, to the millisecond."""
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """A moment for programs: ISO 8601 in UTC, to the millisecond; None if there is none, or the calendar has none."""
+    from callboard.operations.moments import date_of
+
+    date = date_of(moment) if moment is not None else None
+    return None if date is None else date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> None:

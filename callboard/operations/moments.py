@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 _UNITS = (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+OUT_OF_RANGE = "out of range"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d|w)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -37,6 +38,8 @@ def ago(moment: float | None, now: float) -> str:
     """How far a moment is from now, coarsely, for a table: '12 s ago', 'in 3 min', 'now', or '' for none."""
     if moment is None:
         return ""
+    if date_of(moment) is None:
+        return OUT_OF_RANGE
     away = moment - now
     if abs(away) < 1:
         return "now"
@@ -54,8 +57,17 @@ def _coarse(seconds: float) -> str:
 
 
 def clock(moment: float) -> str:
-    """A moment to the second, in UTC: '2025-11-21 20:15:02 UTC'."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    """A moment to the second, in UTC: '2025-11-21 20:15:02 UTC'; 'out of range' beyond the calendar."""
+    date = date_of(moment)
+    return date.strftime("%Y-%m-%d %H:%M:%S UTC") if date is not None else OUT_OF_RANGE
+
+
+def date_of(moment: float) -> datetime | None:
+    """A moment in UTC; None beyond the calendar, for a message from elsewhere may hold any number."""
+    try:
+        return datetime.fromtimestamp(moment, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def parse_span(text: str) -> timedelta:

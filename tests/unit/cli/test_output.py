@@ -96,6 +96,7 @@ def test_numbers_of_things_agree_with_their_nouns() -> None:
 def test_moments_for_programs_are_iso_in_utc() -> None:
     assert output.timestamp(1_763_756_102.5) == "2025-11-21T20:15:02.500Z"
     assert output.timestamp(None) is None
+    assert output.timestamp(1e15) is None  # beyond the calendar
 
 
 def test_every_state_has_a_colour() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -49,6 +50,12 @@ def test_a_table_shows_how_far_a_moment_is(away: float, words: str) -> None:
 
 def test_no_moment_is_nothing_in_a_table() -> None:
     assert ago(None, 0) == ""
+
+
+@pytest.mark.parametrize("moment", [1e15, -1e15, 1e300, math.inf, math.nan])
+def test_a_moment_beyond_the_calendar_is_told(moment: float) -> None:
+    assert clock(moment) == "out of range"
+    assert ago(moment, 0.0) == "out of range"
 
 
 def test_a_clock_shows_utc() -> None:
