@@ -16,6 +16,9 @@ from callboard.queues import Priority
 from callboard.states import State
 from callboard.store.base import Record
 
+#: The width in characters from which on the table has all its columns.
+_WIDE = 110
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -136,17 +139,20 @@ def waits_by_priority(knowledge: Knowledge) -> str:
 
 
 def print_table(console: Console, lines: Iterable[KindOfJob], outputs: dict[str, str]) -> None:
-    """The table, and where each kind's output lies."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    """The table, and, where it fits, where each kind's output lies."""
+    wide = console.width >= _WIDE
+    table = Table(box=None, pad_edge=False, padding=(0, 3 if wide else 2, 0, 0), header_style="bold")
     table.add_column("JOB", no_wrap=True)
     for title in ("COUNT", "ATTEMPTS"):
         table.add_column(title, justify="right")
     for title in ("WAIT p50", "p99", "RUN p50", "p99"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("OUTPUT", overflow="fold")
+    if wide:
+        table.add_column("OUTPUT", overflow="fold")
     for line in lines:
         times = [_time(seconds) for timing in (line.wait, line.run) for seconds in (timing.p50, timing.p99)]
-        table.add_row(line.actor, str(line.count), str(line.attempts), *times, outputs[line.actor])
+        output = [outputs[line.actor]] if wide else []
+        table.add_row(line.actor, str(line.count), str(line.attempts), *times, *output)
     console.print(table)
 
 

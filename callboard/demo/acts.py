@@ -45,6 +45,7 @@ class Stage:
     """What the acts have at hand.
 
     Attributes:
+        all_sent: Whether it has been told that all jobs are sent.
         run_again: The jobs whose run a kill cut short, and that ran again.
     """
 
@@ -56,6 +57,7 @@ class Stage:
     knowledge: Knowledge
     photographs: dict[str, Path]
     say: Say
+    all_sent: bool = False
     run_again: set[str] = field(default_factory=set)
 
     def id_of(self, job: PlannedJob) -> str | None:
@@ -73,6 +75,7 @@ def send_all(stage: Stage) -> Act:
             yield
     took = time.monotonic() - began
     stage.say(f"sent {len(stage.knowledge.sent)} jobs of four kinds, at four priorities, in {span(took)}")
+    stage.all_sent = True
 
 
 def start_workers(stage: Stage) -> Act:
@@ -200,7 +203,7 @@ def mend_a_dead_letter(stage: Stage) -> Act:
     """Look at the picture that died, put its photograph in place, and replay it."""
     while (job_id := stage.id_of(stage.programme.unlucky)) is None:
         yield
-    while stage.knowledge.state(job_id) is not State.DEAD:
+    while not stage.all_sent or stage.knowledge.state(job_id) is not State.DEAD:
         yield
     letter = stage.operations.dead.show(job_id)
     stage.say(f"dead letter: {letter.summary.actor}: {letter.summary.error.partition(' in /')[0]}")

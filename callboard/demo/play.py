@@ -194,10 +194,11 @@ def _conclude(stage: Stage, screen: Screen, sink: MailSink, account: Account) ->
 
 
 def _suggest(stage: Stage, screen: Screen, command: str) -> None:
-    """Three commands that work as they are printed, from any folder."""
-    job_id = stage.id_of(stage.programme.put_off)
+    """Three commands that work as they are printed, from any folder. They fit into 80 characters, for what a
+    terminal breaks can't be copied whole from everywhere."""
+    job_id = (stage.id_of(stage.programme.put_off) or "")[-12:]
     screen.console.print("Try next:", style="bold")
-    for arguments in ("jobs list --actor compress-image --limit 5", f"jobs show {job_id}", "audit"):
+    for arguments in ("jobs list -a compress-image -n 5", f"jobs show {job_id}", "audit"):
         screen.console.print(f"  {command} {arguments}", soft_wrap=True)
     screen.console.print()
 

@@ -101,8 +101,10 @@ class LiveScreen:
         grid.add_column(no_wrap=True, min_width=21)
         grid.add_column(justify="right", no_wrap=True, min_width=8, style=FAINT)
         grid.add_column(no_wrap=True, overflow="ellipsis", style="cyan")
-        for pid in sorted(worker.pids):
-            grid.add_row(f"  worker {pid}", f"{finished[pid]} done", _busy_with(running.get(pid, ())))
+        for pid in sorted({*worker.pids, *worker.deaths}):
+            dead = pid in worker.deaths
+            doing = Text("killed", style=FAINT) if dead else _busy_with(running.get(pid, ()))
+            grid.add_row(f"  worker {pid}", f"{finished[pid]} done", doing)
         return grid
 
 

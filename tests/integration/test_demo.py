@@ -100,6 +100,7 @@ def test_the_demo_loses_nothing_and_tells_what_happened(broker: str, temporary: 
     assert "failed twice, and went out at attempt 3" in story
     assert "dead letter: compress-image: ObjectNotFound" in story
     assert "so no dead letter is left" in story
+    assert story.index(" jobs of four kinds") < story.index("mended: ")
 
     counts = {
         kind: int(count) for kind, count in re.findall(r"^([a-z-]+) +(\d+) +\d+ .* \S+/ *$", story, re.M)
@@ -115,6 +116,7 @@ def test_the_demo_loses_nothing_and_tells_what_happened(broker: str, temporary: 
     commands = re.findall(r"^  (/\S+/callboard .+)$", story, re.M)
     assert len(commands) == 3
     for command in commands:
+        assert len(command.replace(str(temporary), "/tmp")) <= 78
         tried = subprocess.run(command, shell=True, cwd="/", capture_output=True, text=True, check=False)
         assert tried.returncode == 0, tried.stderr
         assert len(tried.stdout.splitlines()) >= 2, tried.stdout

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import dramatiq
 import pytest
 from prometheus_client import CollectorRegistry
+from rich.console import Console
 
 from callboard import Permanent, Priority
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
-from callboard.demo.account import kinds_of_jobs, take_account, waits_by_priority
+from callboard.demo.account import (
+    KindOfJob,
+    Timing,
+    kinds_of_jobs,
+    print_table,
+    take_account,
+    waits_by_priority,
+)
 from callboard.demo.knowledge import Knowledge
 from callboard.demo.programme import PlannedJob
 from callboard.metrics import Metrics
@@ -173,6 +182,19 @@ def test_times_are_medians_and_99th_percentiles_of_what_was_measured(theatre: Th
     assert (line.wait.p50, line.wait.p99) == (100.0, 198.0)
     assert (line.run.p50, line.run.p99) == pytest.approx((0.1, 0.198))
     assert waits_by_priority(theatre.knowledge).startswith("critical 50.0 s, high < 1 ms")
+
+
+@pytest.mark.parametrize(("width", "has_output"), [(80, False), (110, True)])
+def test_the_table_fits_the_terminal(width: int, has_output: bool) -> None:
+    timing = Timing(p50=0.0123, p99=123.4)
+    line = KindOfJob(actor="clean-generated-files", count=320, attempts=1000, wait=timing, run=timing)
+    out = io.StringIO()
+
+    print_table(Console(file=out, width=width), [line], {line.actor: "storage/generated/"})
+
+    head, row = out.getvalue().splitlines()
+    assert head.rstrip().endswith("OUTPUT") is has_output
+    assert row.rstrip().endswith("storage/generated/" if has_output else "123.4 s")
 
 
 def test_a_wait_begins_when_a_job_could_have_started(theatre: Theatre) -> None:
