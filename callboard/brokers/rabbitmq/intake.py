@@ -89,10 +89,11 @@ class RabbitmqIntake(Intake):
         self._touched: set[Hold] = set()  # channels with acks to send
         self._link = Link(addresses, name, up=self._up, down=self._down)
         queues = sorted(dict.fromkeys(options.queues), key=priority_of)
-        self._unsettled = set(queues)
         self._settled = threading.Event()
         self._lanes = {queue: self._lane_for(queue, options) for queue in queues}
         self._unroutable = self._lane_for_unroutable()
+        # All of them: to consume a queue that another worker is just creating can cost the connection.
+        self._unsettled = {*queues, self._unroutable.name}
         self._link.start()
 
     def _lane_for(self, queue: str, options: IntakeOptions) -> Lane:
@@ -115,6 +116,7 @@ class RabbitmqIntake(Intake):
             declare=ladder.declare_unroutable,
             prefetch=_FORWARDED_AT_ONCE,
             receive=self._forward,
+            settled=lambda: self._lane_settled(ladder.unroutable),
         )
 
     # -- claiming ------------------------------------------------------------------------------------------

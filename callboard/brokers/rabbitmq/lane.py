@@ -247,7 +247,7 @@ class Lane:
         self._channel = None
         if self._link.stream is not None:
             self._link.stream.on_delivery.pop(channel.channel_number, None)
-        if self._link.stream is not None and self._link.stream.is_open and not self._stopped:
+        if self._link.stream is not None and self._link.stream.is_open:
             self._try_later(reason)
 
     def _drop_hold(self) -> None:
@@ -257,6 +257,8 @@ class Lane:
             hold.end()
 
     def _try_later(self, reason: Exception) -> None:
+        if self._stopped:
+            return
         self._failures += 1
         log.warning("rabbitmq_queue_interrupted", queue=self.name, reason=str(reason))
         longest = min(_LONGEST_PAUSE, 0.05 * 2.0 ** min(self._failures, 12))
@@ -265,7 +267,7 @@ class Lane:
         self._link.later(pause, lambda: self._try_again(opening))
 
     def _try_again(self, opening: int) -> None:
-        if opening == self._opening and self._link.stream is not None and not self._stopped:
+        if opening == self._opening and self._link.stream is not None:
             self.open()
 
     def _cancelled_by_server(self, channel: Channel) -> None:

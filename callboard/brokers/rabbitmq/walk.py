@@ -4,6 +4,9 @@ What is kept is published to the queue's tail, what is moved to where it shall b
 So a crash leaves messages twice and never loses one, and the pass ends at the count that the queue had when it
 began. (To hold all messages and look would end at 2,000: quorum queues give no consumer more.)
 
+No more are acked than lets the server hand out that count, until all of it is here and the consumer cancelled:
+messages that are on their way when a consumer is cancelled go back into their queue in any order.
+
 Two walks never overlap. Each first declares an exclusive queue named after the one it walks over, which
 RabbitMQ grants to one connection and takes away when that is gone.
 """
@@ -21,7 +24,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from callboard.brokers.driver import Decide, Outgoing, PutError, StoredMessage, Verdict, WalkReport
 from callboard.brokers.rabbitmq.address import Address
-from callboard.brokers.rabbitmq.lane import Arrival, Lane
+from callboard.brokers.rabbitmq.lane import Arrival, Hold, Lane
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.outage import RESOURCE_LOCKED
 from callboard.brokers.rabbitmq.publisher import Publisher
@@ -34,6 +37,7 @@ PREFETCH = 1000
 _STEP = 250  # letters that are decided upon before they are published
 PATIENCE = 30.0  # seconds to wait for another walk to end, and for a server that is slow
 _PUT_DEADLINE = 30.0
+_GIVEN_BACK_AT_ONCE = 16
 
 
 class Walk:
@@ -57,7 +61,8 @@ class Walk:
         self._arrived = threading.Condition()
         self._letters: deque[Arrival] = deque()
         self._interrupted = False
-        self._expected = 0  # how many letters are yet to come
+        self._acks_left = 0  # how many letters may be acked before the consumer is cancelled
+        self._settled: list[Arrival] = []  # decided upon, and not acked yet
         self._link = Link(addresses, name, up=self._up, down=self._down)
         self._name = named(namespace, queue)
         self._lane: Lane | None = None
@@ -87,8 +92,10 @@ class Walk:
             self._consume(total)
         while report.seen < total and (letters := self._take(min(_STEP, total - report.seen))):
             self._decide(letters, decide, report)
+            self._ack_some()
             if progress is not None:
                 progress(report.seen, total)
+        self._end(ack=self._settled)
         return report
 
     def look(self, limit: int) -> list[StoredMessage]:
@@ -101,7 +108,7 @@ class Walk:
         while len(found) < wanted and (letters := self._take(wanted - len(found))):
             found += [self._stored(letter) for letter in letters]
             shown += letters
-        self._in_link(lambda: self._give_back(shown))
+        self._end(give_back=shown)
         return found
 
     # -- the walking thread
@@ -117,12 +124,13 @@ class Walk:
             time.sleep(0.1)
 
     def _consume(self, expected: int) -> None:
-        self._expected = expected
+        prefetch = min(expected, PREFETCH)
+        self._acks_left = expected - prefetch
         self._lane = Lane(
             self._link,
             self._name,
             declare=lambda: declare_queue(self._name, arguments_of(self._queue)),
-            prefetch=min(expected, PREFETCH),
+            prefetch=prefetch,
             receive=self._receive,
         )
         self._link.call(self._lane.open)
@@ -164,19 +172,23 @@ class Walk:
             raise BrokerUnavailable(
                 f"the walk over '{self._queue}' stopped: {error}; nothing is lost"
             ) from error
-        self._in_link(lambda: self._ack(letters))
+        self._settled += letters
+
+    def _ack_some(self) -> None:
+        now, self._settled = self._settled[: self._acks_left], self._settled[self._acks_left :]
+        self._acks_left -= len(now)
+        if now:
+            self._link.call(lambda: self._ack(now))
         self._check()
 
-    def _in_link(self, work: Callable[[], None]) -> None:
-        """Run something in the link's thread, and wait for it."""
-        done = threading.Event()
-
-        def run() -> None:
-            work()
-            done.set()
-
-        self._link.call(run)
-        done.wait(PATIENCE)
+    def _end(self, *, ack: Sequence[Arrival] = (), give_back: Sequence[Arrival] = ()) -> None:
+        """Let go of the last letters, and wait until the server has read that."""
+        if self._lane is not None:
+            ended = threading.Event()
+            self._link.call(lambda: self._stop(ack, give_back, ended.set))
+            if not ended.wait(PATIENCE):
+                self._interrupted = True
+        self._check()
 
     def _stored(self, letter: Arrival) -> StoredMessage:
         return StoredMessage(self._queue, letter.body, letter.properties.headers)
@@ -204,25 +216,35 @@ class Walk:
         with self._arrived:
             self._letters.append(letter)
             self._arrived.notify_all()
-        self._expected -= 1
-        if not self._expected and self._lane is not None:
-            # What follows are the letters that this walk has put to the tail; they stay in their order there.
-            self._lane.stop()
 
-    def _give_back(self, letters: list[Arrival]) -> None:
-        """One by one, in their order: what RabbitMQ takes back from a closed channel comes in any."""
+    def _ack(self, letters: Sequence[Arrival]) -> None:
         for letter in letters:
-            letter.hold.give_back(letter.tag)
+            letter.hold.unacked.done(letter.tag)
+        for hold in {letter.hold for letter in letters}:
+            self._interrupted = self._interrupted or not hold.is_open
+            hold.send_acks(last=True)
 
-    def _ack(self, letters: list[Arrival]) -> None:
-        holds = {letter.hold for letter in letters}
-        if all(hold.is_open for hold in holds):
-            for letter in letters:
-                letter.hold.unacked.done(letter.tag)
-            for hold in holds:
-                hold.send_acks(last=True)
-        else:
-            self._interrupted = True
+    def _stop(self, ack: Sequence[Arrival], give_back: Sequence[Arrival], done: Callable[[], None]) -> None:
+        assert self._lane is not None
+        hold = self._lane.hold
+        if hold is None:
+            done()  # the connection is gone, and `_down` has said so
+            return
+
+        def let_go() -> None:
+            self._ack(ack)
+            _give_back(hold, [letter.tag for letter in give_back], done)
+
+        self._lane.stop()
+        hold.sync(let_go)
+
+
+def _give_back(hold: Hold, tags: Sequence[int], done: Callable[[], None]) -> None:
+    """A few at a time, waiting for the server: what it takes back at once beyond 32, it puts back in any order."""
+    for tag in tags[:_GIVEN_BACK_AT_ONCE]:
+        hold.give_back(tag)
+    rest = tags[_GIVEN_BACK_AT_ONCE:]
+    hold.sync((lambda: _give_back(hold, rest, done)) if rest else done)
 
 
 def _take_lock(name: str) -> Script[bool]:
