@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dramatiq import Middleware
-from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
+from dramatiq.asyncio import get_event_loop_thread, set_event_loop_thread
 
 from callboard import envelope, queues
 from callboard.brokers.base import Broker
@@ -31,6 +31,7 @@ from callboard.store.base import Change
 from callboard.store.control import ControlWatch
 from callboard.store.recorder import Recorder
 from callboard.worker.crash import Crash, CrashPoint
+from callboard.worker.event_loop import JobLoopThread
 from callboard.worker.worker import Worker
 
 _ALL = 1_000_000
@@ -291,20 +292,20 @@ class _Witness(Middleware):
 
 
 class _EventLoop:
-    """Dramatiq's event loop thread, which starts when a job needs it."""
+    """The event loop thread, which starts when a job needs it."""
 
     def __init__(self) -> None:
-        self._thread: EventLoopThread | None = None
+        self._thread: JobLoopThread | None = None
 
     def __getattr__(self, name: str) -> Any:
         if self._thread is None:
-            self._thread = EventLoopThread(logging.getLogger(__name__))
+            self._thread = JobLoopThread(logging.getLogger(__name__))
             self._thread.start(timeout=30.0)
         return getattr(self._thread, name)
 
     def stop(self) -> None:
         if self._thread is not None:
-            self._thread.stop()  # type: ignore[no-untyped-call]  # dramatiq's has no annotations
+            self._thread.stop()
             self._thread = None
 
 
