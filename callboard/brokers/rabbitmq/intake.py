@@ -40,7 +40,8 @@ MOVE_DEADLINE = 5.0
 #: Seconds for which an ack may wait for others.
 _GATHER = 0.002
 #: Seconds after which a delivery that nobody has fetched goes back.
-_STALE = 0.25
+_STALE = 0.5
+_LATE = 0.1  # seconds; a look that comes so late says that the machine is busy, not that nobody fetches
 _FORWARDED_AT_ONCE = 20
 _FORWARD_PAUSE = 5.0  # seconds, before a delayed job that can't be forwarded is tried again
 _LARGEST_PREFETCH = 65_535  # 16 bits
@@ -276,9 +277,14 @@ class RabbitmqIntake(Intake):
             hold.sync(one_done)
         one_done()
 
-    def _watch(self) -> None:
+    def _look_later(self) -> None:
+        self._is_watching = True
+        due = time.monotonic() + _STALE
+        self._link.later(_STALE, lambda: self._look(is_late=time.monotonic() > due + _LATE))
+
+    def _look(self, *, is_late: bool) -> None:
         """Give back what has become stale, and ask for less of its kind."""
-        for queue in self._waiting.left_since(time.monotonic() - _STALE):
+        for queue in () if is_late else self._waiting.left_since(time.monotonic() - _STALE):
             lane = self._lanes[queue]
             wanted = max(1, lane.hold.fetched // 2) if lane.hold is not None else self._share
             if wanted < lane.prefetch:
@@ -290,7 +296,7 @@ class RabbitmqIntake(Intake):
                 lane.hold.fetched = 0
         self._is_watching = bool(self._waiting)
         if self._is_watching:
-            self._link.later(_STALE, self._watch)
+            self._look_later()
 
     def _grow(self) -> None:
         """Somebody waits: ask for more where the prefetch is the reason, as far as the budget goes."""
