@@ -67,6 +67,10 @@ class Crew(ABC):
     def within_reach(self) -> int:
         """How many unstarted jobs lie ready in this process."""
 
+    @abstractmethod
+    def unstarted(self) -> list[ClaimedMessage]:
+        """What no thread has taken yet of the messages that were received."""
+
 
 class OwnCrew(Crew):
     """Callboard's own worker."""
@@ -87,6 +91,9 @@ class OwnCrew(Crew):
         lying = sum(len(heap) for heap in sent_ahead._heaps.values()) if sent_ahead is not None else 0
         return self._worker.claimed + lying
 
+    def unstarted(self) -> list[ClaimedMessage]:
+        return [message for waiting in self._worker._work._waiting for _, _, message in waiting]
+
 
 class DramatiqCrew(Crew):
     """Dramatiq's own worker, as `dramatiq broker actors` runs it, but with shorter naps."""
@@ -103,6 +110,10 @@ class DramatiqCrew(Crew):
 
     def within_reach(self) -> int:
         return self._worker.work_queue.qsize()
+
+    def unstarted(self) -> list[ClaimedMessage]:
+        entries: list[Any] = list(self._worker.work_queue.queue)  # as `callboard.brokers.takeover` makes them
+        return [item.message for _, _, item in entries]
 
 
 WORKERS: dict[str, Callable[[Broker, int], Crew]] = {"callboard": OwnCrew, "dramatiq": DramatiqCrew}
