@@ -277,12 +277,12 @@ def cancel(
 
 
 def _told_of_cancel(job_id: str, record: Record | None, asked: float | None) -> str:
-    from callboard.operations.moments import ago
+    from callboard.operations.moments import span
 
     running = record is not None and record.state is State.RUNNING
     if asked is not None:
         rest = "it ends when it next looks" if running else "it ends when a worker gets to it"
-        return f"The cancellation of {job_id} was asked for already, {ago(asked, time.time())}: {rest}."
+        return f"The cancellation of {job_id} was asked for already, {span(max(0.0, time.time() - asked))} ago: {rest}."
     return f"Asked to cancel {job_id}: {'it stops when it next looks' if running else 'it will not start'}."
 
 

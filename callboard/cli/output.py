@@ -78,10 +78,12 @@ def say(text: str = "", style: str = "") -> None:
 
 
 def note(text: str, style: str = "yellow") -> None:
-    """Print a remark on stderr: what a person should know, and a program needn't read."""
-    console(stderr=True).print(
-        Text(printable(text), style=style), soft_wrap=not console(stderr=True).is_terminal
-    )
+    """Print a remark on stderr: what a person should know, and a program needn't read.
+
+    One in the style "dim" ends in a command, which is never broken into two lines: it is there to be copied.
+    """
+    whole = style == "dim" or not console(stderr=True).is_terminal
+    console(stderr=True).print(Text(printable(text), style=style), soft_wrap=whole)
 
 
 def as_json(document: Any, *, compact: bool = False) -> None:
