@@ -28,5 +28,10 @@ def send_email(
     readers can tell that it is a repeat.
     """
     mailer.send(
-        to, template, context or {}, subject=subject, attachments=attachments or (), message_id=current_job().id
+        to,
+        template,
+        context or {},
+        subject=subject,
+        attachments=attachments or (),
+        message_id=current_job().id,
     )

@@ -179,7 +179,9 @@ class Run:
             if self._interrupted is None:
                 raise
             if not isinstance(error, self._interrupted):
-                if _led_to(self._interrupted, error):  # its cleaning up failed: it was interrupted all the same
+                if _led_to(
+                    self._interrupted, error
+                ):  # its cleaning up failed: it was interrupted all the same
                     raise self._interrupted from error
                 raise
             if not finished:

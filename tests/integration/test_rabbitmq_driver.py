@@ -485,7 +485,7 @@ def test_the_prefetch_grows_again_when_work_is_short(driver: RabbitmqDriver) -> 
     lane = hand._lanes["mail.high"]  # type: ignore[attr-defined]
     eventually(lambda: lane.prefetch == 1)
     hand.ack(first)
-    assert sorted(numbers(take(hand, 49))) == list(range(1, 50))
+    assert {int(first.body), *numbers(take(hand, 49))} == set(range(50))
     assert lane.prefetch >= 16
 
 

@@ -41,6 +41,7 @@ MOVE_DEADLINE = 5.0
 _GATHER = 0.002
 #: Seconds after which a delivery that nobody has fetched goes back.
 _STALE = 0.5
+_LOOK_LOST = 5.0  # seconds; by then it went with a thread that had to start over
 _LATE = 0.1  # seconds; a look that comes so late says that the machine is busy, not that nobody fetches
 _FORWARDED_AT_ONCE = 20
 _FORWARD_PAUSE = 5.0  # seconds, before a delayed job that can't be forwarded is tried again
@@ -83,7 +84,7 @@ class RabbitmqIntake(Intake):
         self._returns: deque[Claim] = deque()
         self._budget = options.budget
         self._share = share_of(options.budget, len(set(options.queues)))
-        self._is_watching = False  # a look for what is stale is due
+        self._looks_until = 0.0  # before then a look for what is stale will come, by the monotonic clock
         self._has_shrunk = False  # some queue has less than its share
         self._kicked = False  # the link's thread is asked to settle now
         self._gathering = False  # it will, in a moment
@@ -211,7 +212,7 @@ class RabbitmqIntake(Intake):
         return [*self._lanes.values(), self._unroutable]
 
     def _up(self, _: Stream) -> None:
-        self._kicked = self._gathering = self._is_watching = False
+        self._kicked = self._gathering = False
         for lane in self._all_lanes():
             lane.open()
 
@@ -229,11 +230,11 @@ class RabbitmqIntake(Intake):
 
     def _receive(self, queue: str, arrival: Arrival) -> None:
         hold, tag, redelivered, _, properties, body = arrival
-        delivery = Delivery(queue, body, properties.headers, Claim(hold, tag), redelivered)
+        claim = Claim(hold, tag)
+        delivery = Delivery(queue, body, properties.headers, claim, redelivered)
         self._waiting.add(delivery, properties.since)
-        if not self._is_watching:
-            self._is_watching = True
-            self._link.later(_STALE, self._watch)
+        if claim.arrived > self._looks_until:
+            self._look_later()
         if self._is_fetching:
             with self._arrived:
                 self._arrived.notify()
@@ -278,8 +279,8 @@ class RabbitmqIntake(Intake):
         one_done()
 
     def _look_later(self) -> None:
-        self._is_watching = True
         due = time.monotonic() + _STALE
+        self._looks_until = due + _LOOK_LOST
         self._link.later(_STALE, lambda: self._look(is_late=time.monotonic() > due + _LATE))
 
     def _look(self, *, is_late: bool) -> None:
@@ -294,8 +295,8 @@ class RabbitmqIntake(Intake):
         for lane in self._lanes.values():
             if lane.hold is not None:
                 lane.hold.fetched = 0
-        self._is_watching = bool(self._waiting)
-        if self._is_watching:
+        self._looks_until = 0.0
+        if self._waiting:
             self._look_later()
 
     def _grow(self) -> None:
