@@ -33,12 +33,13 @@ def lines_below(logger: Any, method: str, event: EventDict) -> EventDict:
     return event
 
 
-def configure_logging(*, level: str = "info", style: str = "auto") -> None:
+def configure_logging(*, level: str = "info", style: str = "auto", successes: bool = False) -> None:
     """Set up logging for a process. For commands; a library call never does this.
 
     Args:
         level: The least level that is logged.
         style: 'console', 'json', or 'auto': json unless a person is watching.
+        successes: Whether each job that succeeds is told of at level info, too, and not only at debug.
     """
     if style == "auto":
         style = "console" if sys.stderr.isatty() else "json"
@@ -82,3 +83,5 @@ def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     logging.getLogger("dramatiq").setLevel(max(logging.WARNING, root.level))
     # It warns at every run of an actor that returns a value and doesn't store it, which is nobody's fault.
     logging.getLogger("dramatiq.results.middleware.Results").setLevel(max(logging.ERROR, root.level))
+    told_at_info = successes and root.level <= logging.INFO
+    logging.getLogger("callboard.jobs").setLevel(logging.DEBUG if told_at_info else logging.NOTSET)

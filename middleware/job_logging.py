@@ -26,7 +26,7 @@ class JobLogging(Middleware):
         line = log.bind(job_id=message.message_id, actor=message.actor_name, attempt=message.attempt)
         if isinstance(disposition, Finish):
             if disposition.state is State.SUCCEEDED:
-                line.debug("job succeeded")
+                line.debug(f"{message.actor_name} succeeded{_duration(message)}")
             else:
                 line.info(f"job {disposition.state}", reason=disposition.reason)
         elif isinstance(disposition, Later):
@@ -44,3 +44,13 @@ class JobLogging(Middleware):
             line.warning("claim lost, the job runs elsewhere")
 
     after_nack = after_ack
+
+
+def _duration(message: Any) -> str:
+    """', 7 ms', or nothing where `JobMetrics` isn't in the stack, which measures it."""
+    seconds = message.__dict__.get("metrics_seconds")
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f", {seconds * 1000:.0f} ms" if seconds >= 0.001 else ", under 1 ms"
+    return f", {seconds:.1f} s"

@@ -84,6 +84,7 @@ def dev(
         module=session(ctx).module,
         log_level=level,
         log_format=style,
+        log_successes=True,  # whoever tries something out wants to see that it ran
         watch=(Path.cwd(),),
         companions={"scheduler": _schedule},
     )

@@ -51,6 +51,7 @@ class Plan:
     grace: float
     log_level: str
     log_format: str
+    log_successes: bool = False
     companions: Mapping[str, Companion] = field(default_factory=dict)
     reports: Reports
     slots: SlotMemory
@@ -103,8 +104,9 @@ class Child:
         self._listen()
         self._plan.reports.send(Report("begun", os.getpid(), block=self._block))
         try:
-            configure_logging(level=self._plan.log_level, style=self._plan.log_format)
-            broker = broker or self._plan.load()
+            plan = self._plan
+            configure_logging(level=plan.log_level, style=plan.log_format, successes=plan.log_successes)
+            broker = broker or plan.load()
             broker.emit_after("process_boot")
             self._service = self._service_of(broker)
             self._service.start()

@@ -71,6 +71,7 @@ class WorkerOptions:
         modules: More modules that declare actors.
         log_level: The least level that is logged.
         log_format: 'console', 'json' or 'auto'.
+        log_successes: Whether each job that succeeds has a line, too.
         watch: Folders; when a file in them changes, the application is loaded anew.
         companions: What else runs, each in a process of its own, by name.
     """
@@ -83,6 +84,7 @@ class WorkerOptions:
     modules: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "auto"
+    log_successes: bool = False
     watch: tuple[Path, ...] = ()
     companions: Mapping[str, Companion] = field(default_factory=dict)
 
@@ -217,6 +219,7 @@ class Supervisor:
             grace=options.grace,
             log_level=options.log_level,
             log_format=options.log_format,
+            log_successes=options.log_successes,
             companions=options.companions,
             reports=self._reports,
             slots=self._slots,

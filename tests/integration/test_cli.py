@@ -191,6 +191,9 @@ def test_dev_loads_the_application_anew_when_a_file_is_saved(
     assert run("jobs", "watch", note, "--timeout", "30").returncode == 0
     assert (folder / "note.txt").read_text() == "second: hello"
     assert dev.stop() == 0
+    assert [line["job_id"] for line in dev.lines if line["event"].startswith("write-note succeeded, ")] == [
+        note
+    ]
 
 
 COMMANDS = (

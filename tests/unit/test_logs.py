@@ -69,6 +69,25 @@ def test_what_has_one_line_stays_in_it() -> None:
     assert lines_below(None, "error", dict(event)) == event
 
 
+@pytest.mark.parametrize(
+    ("level", "successes", "told"),
+    [
+        ("info", True, ["jobs at debug", "jobs at info", "others at info"]),
+        ("info", False, ["jobs at info", "others at info"]),
+        ("warning", True, []),
+    ],
+)
+@pytest.mark.usefixtures("as_before")
+def test_who_wants_to_see_successes_sees_them_at_info(
+    level: str, successes: bool, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(level=level, style="json", successes=successes)
+    for name, logger in (("jobs", "callboard.jobs"), ("others", "callboard.tests")):
+        get_logger(logger).debug(f"{name} at debug")
+        get_logger(logger).info(f"{name} at info")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == told
+
+
 def seven() -> int:
     return 7
 
