@@ -110,7 +110,7 @@ def _rabbitmq(request: pytest.FixtureRequest) -> Subject:
         knows_unstarted=False,
         counts_all=False,
         purges_delayed=False,
-        refusing=lambda _: _memory_alarm(request.getfixturevalue("rabbitmq")),
+        refusing=lambda driver: _memory_alarm(request.getfixturevalue("rabbitmq"), driver),
     )
 
 
@@ -129,9 +129,18 @@ def _redis(request: pytest.FixtureRequest) -> Subject:
 
 
 @contextmanager
-def _memory_alarm(node: PrivateRabbitmq) -> Iterator[None]:
+def _memory_alarm(node: PrivateRabbitmq, driver: Driver) -> Iterator[None]:
+    def believed() -> bool:
+        """The node takes a moment."""
+        try:
+            driver.put([message(0, "probe.low")], deadline=0.2)
+        except PutError:
+            return True
+        return False
+
     node.set_memory_alarm(True)
     try:
+        eventually(believed)
         yield
     finally:
         node.set_memory_alarm(False)

@@ -296,6 +296,14 @@ def test_what_was_confirmed_survives_a_kill_of_the_server(
     assert came.keys() <= confirmed | doubtful | {0}
 
 
+def is_refused(driver: RabbitmqDriver) -> bool:
+    try:
+        driver.put([message(7)], deadline=1.0)
+    except PutError as error:
+        return len(error.not_queued + error.unknown) == 1
+    return False
+
+
 @pytest.mark.parametrize("what", ["memory", "disk"])
 def test_an_alarm_makes_a_put_raise_at_its_deadline(
     open_driver: Open, amqp_url: str, rabbitmq: PrivateRabbitmq, what: str
@@ -305,17 +313,16 @@ def test_an_alarm_makes_a_put_raise_at_its_deadline(
     set_alarm = rabbitmq.set_memory_alarm if what == "memory" else rabbitmq.set_disk_alarm
     set_alarm(True)
     try:
-        for _ in range(2):
-            start = time.monotonic()
-            with pytest.raises(PutError, match=r"takes no messages now: low on") as caught:
-                driver.put([message(1), message(2)], deadline=1.0)
-            assert 0.9 <= time.monotonic() - start <= 2.0
-            assert len(caught.value.not_queued + caught.value.unknown) == 2
-        # The server told us after the first: what comes then isn't even written.
+        eventually(lambda: is_refused(driver))  # the node takes a moment to believe it
+        start = time.monotonic()
+        with pytest.raises(PutError, match=r"takes no messages now: low on") as caught:
+            driver.put([message(1), message(2)], deadline=1.0)
+        assert 0.9 <= time.monotonic() - start <= 2.0
+        # The server has told us: what comes now isn't even written.
         assert len(caught.value.not_queued) == 2
         with pytest.raises(BrokerUnavailable, match="takes no messages now"):
             driver.ping()
-        assert ready(driver) in (1, 3)  # what there is can be asked all the same
+        assert ready(driver) >= 1  # what there is can be asked all the same
     finally:
         set_alarm(False)
     driver.put([message(3)], deadline=10.0)
