@@ -131,9 +131,9 @@ def test_the_jobs_of_a_killed_worker_run_again_in_time(
     redis_url: str, open_driver: Open, lease: float, at_most: float
 ) -> None:
     driver = open_driver(redis_url, lease=lease)
-    put(driver, 1, 2, 3)
     other = open_intake(driver, "other")
-    other.fetch(0, 0)
+    other.fetch(1, 0)  # from now on it watches
+    put(driver, 1, 2, 3)
     with running(redis_url, HOLDER, lease=lease) as holder:
         assert hear(holder) == ["1", "2", "3"]
         holder.kill()
@@ -159,9 +159,9 @@ def test_a_frozen_worker_keeps_its_claims_for_two_leases_and_then_its_acks_are_r
     redis_url: str, open_driver: Open
 ) -> None:
     driver = open_driver(redis_url)
-    put(driver, 1, 2, 3)
     watching = open_intake(driver, "watching")
-    watching.fetch(0, 0)
+    watching.fetch(1, 0)
+    put(driver, 1, 2, 3)
     frozen = """
     hand = intake("frozen")
     held = hand.fetch(3, 30)

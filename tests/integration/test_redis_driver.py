@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -744,30 +745,48 @@ def test_what_is_left_after_all_is_done_is_small(driver: RedisDriver, server: An
 # -- forks
 
 
-def test_a_forked_child_opens_connections_of_its_own(driver: RedisDriver) -> None:
-    put(driver, 1)
-    hand = intake(driver)
-    held = take(hand, 1)
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            assert not hand.holds(held[0])
-            hand.ack(held[0])
-            hand.close()
-            put(driver, 2)
-            found = numbers(take(intake(driver, worker="child"), 1))
-            os.write(writer, b"ok" if found == [2] else repr(found).encode())
-        except BaseException as error:
-            os.write(writer, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    os.close(writer)
-    with os.fdopen(reader) as said:
-        assert said.read() == "ok"
-    assert hand.holds(held[0])
-    hand.ack(held[0])
-    assert hand.flush(PATIENCE)
-    put(driver, 3)
-    assert 3 in numbers(driver.peek("mail.high"))
+FORKS = """
+import os, sys
+from callboard.brokers.driver import IntakeOptions, Outgoing
+from callboard.brokers.redis import RedisDriver
+
+driver = RedisDriver(sys.argv[1])
+
+def put(number):
+    driver.put([Outgoing("mail.high", b"%d" % number, "job")], deadline=30)
+
+def open_intake(worker):
+    return driver.open_intake(IntakeOptions(queues=["mail.high"], budget=10, worker=worker))
+
+put(1)
+hand = open_intake("parent")
+(held,) = hand.fetch(10, 30)
+driver.counts(["mail.high"])
+pid = os.fork()
+if pid == 0:
+    assert not hand.holds(held)
+    hand.ack(held)
+    hand.close()
+    put(2)
+    assert [found.body for found in open_intake("child").fetch(10, 30)] == [b"2"]
+    assert driver.counts(["mail.high"])["mail.high"].claimed == 2
+    driver.close()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert hand.holds(held)
+hand.ack(held)
+assert hand.flush(30)
+put(3)
+print([found.body for found in driver.peek("mail.high")])
+"""
+
+
+def test_a_forked_child_opens_connections_of_its_own(redis_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, redis_url],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["[b'2', b'3']"], done.stdout + done.stderr

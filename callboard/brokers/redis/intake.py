@@ -128,8 +128,8 @@ class RedisIntake(Intake):
             if self._closed:
                 return [], None
             room = min(limit, self._options.budget - len(self._held), _AT_ONCE)
-            self._full = room <= 0
-            if self._full and not self._acks and not self._returns:
+            self._full = len(self._held) >= self._options.budget
+            if room <= 0 and not self._acks and not self._returns:
                 return [], None
             until = time.monotonic() + _ANSWER
             self._enter(until)
@@ -255,6 +255,9 @@ class RedisIntake(Intake):
                 self._failed(error)
                 time.sleep(min(interval, self._link.pause()))
                 self._arm()
+            except Exception:  # a worker without a keeper would be taken for dead
+                log.exception("the keeper failed, it goes on")
+                time.sleep(interval)
 
     def _apply(self, *, beats: bool = False) -> None:
         """Let go of what was given; the caller has the link."""

@@ -34,6 +34,13 @@ _ANSWERS = (
     redis.exceptions.AuthorizationError,
 )
 
+#: What a server answers that isn't the primary any more.
+_ELSEWHERE = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+)
+
 Command = Sequence[str | bytes | int]
 
 
@@ -149,6 +156,9 @@ class Link:
             (answer,) = self._ask([command], until=until)
         if isinstance(answer, redis.exceptions.NoScriptError):
             raise _Forgotten(str(answer), passing=True)
+        if isinstance(answer, _ELSEWHERE):
+            self.close()  # the name in the URL may lead to the new primary by now
+            self.address = self._home
         if isinstance(answer, redis.exceptions.RedisError):
             raise refused(answer, self.address)
         return answer

@@ -24,7 +24,9 @@ if step == 'lock' then
   call('SET', lock, token, 'PX', EXPIRES)
   return 1
 end
-if holder ~= token then
+if not holder then
+  call('SET', lock, token, 'PX', EXPIRES) -- nobody has taken it since it expired
+elseif holder ~= token then
   return false
 end
 
