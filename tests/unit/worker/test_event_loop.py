@@ -8,14 +8,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 from structlog.testing import capture_logs
 
+from callboard.actor import ActorDecorator
+from callboard.brokers.base import Broker
+from callboard.states import State
 from callboard.worker.event_loop import EventLoopBroke, JobLoopThread
+from callboard.worker.worker import Worker
 
 BOUND = 30.0
 
@@ -174,3 +178,28 @@ def eventually(thread: JobLoopThread) -> int:
             if time.monotonic() > end:
                 raise
             time.sleep(0.01)
+
+
+def test_an_async_job_that_exits_dies_of_it_and_the_next_one_runs(
+    broker: Broker, actor: ActorDecorator, working: Callable[..., Worker]
+) -> None:
+    ended = threading.Event()
+
+    @actor(category="jobs", retries=0)
+    async def leave() -> None:
+        sys.exit(3)
+
+    @actor(category="jobs")
+    async def stay() -> None:
+        ended.set()
+
+    message = leave.send()
+    working(threads=1)
+    broker.join("jobs.medium", timeout=int(BOUND * 1000))
+    stay.send()
+    assert ended.wait(BOUND)
+    assert broker.recorder is not None and broker.store is not None
+    assert broker.recorder.flush()
+    record = broker.store.get(message.message_id)
+    assert record is not None
+    assert (record.state, record.reason) == (State.DEAD, "failed once: SystemExit: 3")
