@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from callboard.brokers.file import FileDriver
+from callboard.servers import PrivateRedis
 
 JOBS, KILLS = 10_000, 20
 _CALLBOARD = str(Path(sys.executable).with_name("callboard"))
@@ -191,4 +192,9 @@ def test_nothing_is_lost_or_run_twice_at_once_on_the_embedded_queue(
 
 def test_nothing_is_lost_or_run_twice_at_once_on_rabbitmq(processes: Processes, amqp_url: str) -> None:
     processes.environment["CALLBOARD_BROKER_URL"] = amqp_url
+    _run_with_kills(processes)
+
+
+def test_nothing_is_lost_or_run_twice_at_once_on_redis(processes: Processes, own_redis: PrivateRedis) -> None:
+    processes.environment["CALLBOARD_BROKER_URL"] = own_redis.url
     _run_with_kills(processes)
