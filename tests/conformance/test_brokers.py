@@ -378,6 +378,25 @@ def test_a_job_that_fails_for_good_leaves_its_whole_story(rig: Rig) -> None:
     rig.finish()
 
 
+def test_what_a_failing_job_carries_is_told_by_no_log(
+    rig: Rig, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @rig.actor(retries=RetryPolicy(attempts=2, base=timedelta(seconds=0.1)))
+    def log_in(phrase: SecretStr) -> None:
+        raise OSError("no luck")
+
+    cancelled = log_in.send(SecretStr("s3cret"))
+    rig.store.cancel(cancelled.message_id, at=time.time())
+    failing = log_in.send(SecretStr("s3cret"))
+    rig.start()
+    rig.letters()
+    rig.reaches(cancelled, State.CANCELLED)
+    rig.finish()
+    told = caplog.text + capsys.readouterr().out
+    assert failing.message_id in told
+    assert "s3cret" not in told
+
+
 def test_permanent_stops_at_once(rig: Rig) -> None:
     @rig.actor(retries=5)
     def fails() -> None:
