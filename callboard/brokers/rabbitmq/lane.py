@@ -52,6 +52,7 @@ class Hold:
         "fetched",
         "is_open",
         "last_tag",
+        "prefetch",
         "stream",
         "unacked",
     )
@@ -62,6 +63,7 @@ class Hold:
         self.is_open = True
         self.unacked = Unacked()
         self.last_tag = 0
+        self.prefetch = 1  # of the next consumer
         #: With so many acks unsent the server may already wait for room in the prefetch.
         self.enough = 1
         self.fetched = 0  # how many of its deliveries were fetched since somebody set this to 0
@@ -99,9 +101,9 @@ class Hold:
             done()
             return
         self._syncing.append(done)
-        # Any request with an answer would do. This one changes nothing for the consumer that there is.
+        # Any request with an answer would do. This one changes nothing, not even for a consumer to come.
         self.channel.basic_qos(
-            prefetch_count=1, callback=lambda _: self._syncing and self._syncing.popleft()()
+            prefetch_count=self.prefetch, callback=lambda _: self._syncing and self._syncing.popleft()()
         )
 
     def end(self) -> None:
@@ -288,7 +290,7 @@ class Lane:
             self.hold.channel.basic_cancel(self._consumer, callback=lambda _: self._went(self._was_cancelled))
         elif wanted and not self._consumer:
             self._busy = True
-            self._granted = self.prefetch
+            self._granted = self.hold.prefetch = self.prefetch
             self.hold.channel.basic_qos(
                 prefetch_count=self.prefetch, callback=lambda _: self._went(self._consume)
             )

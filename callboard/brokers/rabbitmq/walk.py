@@ -29,7 +29,6 @@ from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.outage import RESOURCE_LOCKED
 from callboard.brokers.rabbitmq.publisher import Publisher
 from callboard.brokers.rabbitmq.script import Script
-from callboard.brokers.rabbitmq.stream import Stream
 from callboard.brokers.rabbitmq.topology import arguments_of, count_messages, declare_queue, named
 from callboard.errors import BrokerUnavailable
 
@@ -63,7 +62,7 @@ class Walk:
         self._interrupted = False
         self._acks_left = 0  # how many letters may be acked before the consumer is cancelled
         self._settled: list[Arrival] = []  # decided upon, and not acked yet
-        self._link = Link(addresses, name, up=self._up, down=self._down)
+        self._link = Link(addresses, name, down=self._down)
         self._name = named(namespace, queue)
         self._lane: Lane | None = None
 
@@ -201,9 +200,6 @@ class Walk:
             )
 
     # -- the link's thread
-
-    def _up(self, stream: Stream) -> None:
-        pass  # the lane opens when the lock is taken; after an interruption the walk is over
 
     def _down(self) -> None:
         if self._lane is not None:
