@@ -7,6 +7,7 @@ A server that isn't installed skips the tests that ask for it, and fails them wh
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,12 @@ from callboard.servers import PrivatePostgresql, PrivateRabbitmq, PrivateRedis, 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# Under nohup, or in the background of a shell, these are ignored, and so they would be in all that tests start.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 S = TypeVar("S", bound=PrivateServer)
 

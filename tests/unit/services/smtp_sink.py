@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -75,7 +76,10 @@ class Connection(SMTP):
 
     def drop(self) -> None:
         if isinstance(self.transport, asyncio.Transport):
-            self.transport.abort()
+            with contextlib.suppress(
+                AttributeError
+            ):  # Python 3.11.2: of a TLS transport that has closed already
+                self.transport.abort()
 
 
 @contextmanager
