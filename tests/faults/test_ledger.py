@@ -59,7 +59,7 @@ class Ledger:
         path = self.folder / "runs"
         lines = path.read_text().splitlines()[-200:] if path.exists() else []
         pids = {int(line.split()[2]) for line in lines}
-        return sorted(pid for pid in pids if Path(f"/proc/{pid}").exists())
+        return sorted(pid for pid in pids - self.killed.keys() if Path(f"/proc/{pid}").exists())
 
 
 @dataclass

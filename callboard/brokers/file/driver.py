@@ -125,11 +125,14 @@ class FileDriver(Driver):
         known = self._known
         if known[1] == self.writer.generation and known[0].keys() >= queues:
             return known
-        self._known = known = self.writer.run(
+        numbers, generation = self.writer.run(
             lambda connection: (_make_queues(connection, queues), self.writer.generation),
             durable=False,
             until=until,
         )
+        if self._known[1] == generation:  # another thread may have read more meanwhile
+            numbers = {**self._known[0], **numbers}
+        self._known = known = (numbers, generation)
         return known
 
     def ring(self, queues: Collection[int], count: int) -> None:
@@ -145,7 +148,8 @@ class FileDriver(Driver):
         names = [one.queue for one in outgoing if one.due is None or one.due < soon]
         if names:
             numbers = self._known[0]
-            self.ring({numbers[name] for name in set(names)}, len(names))
+            # Another thread may have replaced what is known by what it read before: a sleeper looks by itself then.
+            self.ring({numbers[name] for name in set(names) if name in numbers}, len(names))
 
     # --- claiming
 
