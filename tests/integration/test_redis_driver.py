@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from callboard.brokers.redis.intake import RedisIntake
 from callboard.brokers.redis.link import Link
 from callboard.errors import BrokerUnavailable
 from callboard.servers import PrivateRedis
+from callboard.servers.process import PORTS
 
 PATIENCE = 30.0
 
@@ -196,8 +200,8 @@ def test_a_worker_that_is_killed_is_not_rung_in_vain(
     server.sadd("callboard:{.}:idle", "dead")
     server.sadd("callboard:{.}:idle:mail.high", "dead")
     waiting = Waiting(server, intake(open_driver(), worker="alive"))
-    put(driver, 1)
-    assert numbers(waiting.result()) == [1]
+    put(driver, 1, 2)
+    assert numbers(waiting.result()) == [1, 2]
     assert not server.sismember("callboard:{.}:idle", "dead")
 
 
@@ -414,6 +418,52 @@ def test_scripts_that_redis_has_forgotten_are_loaded_again(driver: RedisDriver, 
     assert driver.counts(["mail.high"])["mail.high"].ready == 1
 
 
+class Loading(socketserver.ThreadingTCPServer):
+    """Says for a while that it reads its file, as a Redis does that has just been started."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, refusals: int) -> None:
+        super().__init__(("127.0.0.1", 0), _OneConnection)
+        self.refusals = refusals
+        self.answered = 0
+
+    def answer(self, command: list[bytes]) -> bytes:
+        if command[0] != b"EVALSHA":
+            return b"+OK\r\n" if command[0] == b"CLIENT" else b"*0\r\n"
+        if self.refusals:
+            self.refusals -= 1
+            return b"-LOADING it is loading the dataset in memory\r\n"
+        self.answered += 1
+        return b"$0\r\n\r\n"
+
+
+class _OneConnection(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Loading)
+        while head := self.rfile.readline():
+            command = []
+            for _ in range(int(head[1:])):
+                size = int(self.rfile.readline()[1:])
+                command.append(self.rfile.read(size + 2)[:-2])
+            if command[0] == b"INFO":
+                self.wfile.write(b"$26\r\nredis_version:7\r\nloading:1\r\n")
+            else:
+                self.wfile.write(self.server.answer(command))
+
+
+def test_a_server_that_is_still_loading_is_asked_again(open_driver: Open) -> None:
+    with Loading(refusals=3) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        driver = open_driver(f"redis://127.0.0.1:{server.server_address[1]}/0")
+        put(driver, 1)
+        put(driver, 2)
+        assert (server.refusals, server.answered) == (0, 2)
+        driver.close()
+        server.shutdown()
+
+
 def test_a_put_waits_until_a_failover_is_over(redis_server: PrivateRedis, driver: RedisDriver) -> None:
     put(driver, 1)
     with redis_server.read_only():
@@ -571,6 +621,15 @@ def test_connections_that_redis_closes_for_being_idle_are_no_outage(driver: Redi
 # -- ways to connect
 
 
+def free_port() -> int:
+    """One below those that outgoing connections have, which may be taken at any moment."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def test_a_server_is_reached_through_a_socket(
     installed: Installed, tmp_path: Path, open_driver: Open
 ) -> None:
@@ -593,16 +652,13 @@ def test_tls_trusts_only_a_certificate_that_is_signed_for_the_host(
         "cert.pem": certificate.cert_chain_pems[0],
     }.items():
         blob.write_to_path(str(tmp_path / name))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    try:
-        server.config_set(
-            "tls-cert-file", str(tmp_path / "cert.pem"), "tls-key-file", str(tmp_path / "key.pem"),
-            "tls-ca-cert-file", str(tmp_path / "ca.pem"), "tls-auth-clients", "no", "tls-port", port,
-        )  # fmt: skip
-    except redis.exceptions.ResponseError:
+    port = free_port()
+    if not server.config_get("tls-port"):
         pytest.skip("this Redis was built without TLS")
+    server.config_set(
+        "tls-cert-file", str(tmp_path / "cert.pem"), "tls-key-file", str(tmp_path / "key.pem"),
+        "tls-ca-cert-file", str(tmp_path / "ca.pem"), "tls-auth-clients", "no", "tls-port", port,
+    )  # fmt: skip
     try:
         driver = open_driver(f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path / 'ca.pem'}")
         put(driver, 1)
@@ -633,11 +689,10 @@ def test_namespaces_do_not_meet_and_have_one_hash_tag_each(open_driver: Open, se
 def test_a_cluster_has_a_namespace_in_one_slot_and_any_node_leads_there(
     installed: Installed, open_driver: Open
 ) -> None:
-    cluster = {"cluster-enabled": "yes", "cluster-require-full-coverage": "no"}
-    with (
-        installed(lambda: PrivateRedis(options=cluster)) as one,
-        installed(lambda: PrivateRedis(options=cluster)) as two,
-    ):
+    def node() -> PrivateRedis:
+        return PrivateRedis(options={"cluster-enabled": "yes", "cluster-port": str(free_port())})
+
+    with installed(node) as one, installed(node) as two:
         ask: list[Any] = [redis.Redis.from_url(node.url, protocol=2) for node in (one, two)]
         ask[0].execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)
         ask[1].execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)

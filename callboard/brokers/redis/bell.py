@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 
 import redis.exceptions
 
@@ -29,6 +30,7 @@ class Bell:
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         self._channel = ""
+        self._mutex = threading.Lock()  # between ringing and closing
         forks.follow(self)
 
     def listen(self, channel: str, until: float) -> None:
@@ -40,6 +42,7 @@ class Bell:
         if self._link.is_up and self._channel == channel:
             return
         self._link.close()
+        self._channel = ""
         self._link.ask("SSUBSCRIBE", channel, until=until)
         self._channel = channel
 
@@ -69,19 +72,20 @@ class Bell:
 
     def ring(self) -> None:
         """Let `wait` return now. From any thread."""
-        if self._writer >= 0:
-            with contextlib.suppress(BlockingIOError):
+        with self._mutex, contextlib.suppress(BlockingIOError):
+            if self._writer >= 0:
                 os.write(self._writer, b"!")
 
     def close(self) -> None:
         """Hang up for good."""
         self._link.close()
-        reader, self._reader = self._reader, -1
-        writer, self._writer = self._writer, -1
-        for end in (reader, writer):
-            if end >= 0:
-                os.close(end)
+        with self._mutex:
+            for end in (self._reader, self._writer):
+                if end >= 0:
+                    os.close(end)
+            self._reader = self._writer = -1
 
     def forked(self) -> None:
         """The pipe is the parent's; the link closes itself."""
+        self._mutex = threading.Lock()
         self.close()

@@ -49,6 +49,8 @@ class Health:
                 f"Redis at {address} may evict jobs when its memory is full (maxmemory-policy {policy}): "
                 "set maxmemory-policy to noeviction, or use another Redis for jobs"
             )
+        if facts.get("loading") == "1":  # which some servers call "not writing to the disk" meanwhile
+            return
         if not self._warned and facts.get("aof_enabled") == "0" and saves == [b"save", b""]:
             self._warned = True
             log.warning(

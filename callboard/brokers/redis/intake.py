@@ -30,7 +30,7 @@ log = get_logger(__name__)
 LONGEST_SLEEP = 1.0  # seconds after which a waiting worker looks by itself; the scripts rely on it
 MOVE_DEADLINE = 10.0
 _ANSWER = 5.0  # seconds within which Redis answers
-_ACK_DELAY = 0.004  # seconds that an ack waits for a fetch to take it along
+_ACK_DELAY = 0.01  # seconds that an ack waits for a fetch to take it along
 _AT_ONCE = 1000  # claims or acks, for Lua passes no more than some thousands of arguments
 _BEATS = 5  # in a lease
 _DOUBT = 1.0  # seconds within which Redis says whether a claim in doubt is still ours
@@ -59,7 +59,7 @@ class RedisIntake(Intake):
         self._connections = 0
         self._is_known = False  # on this connection
         self._held: dict[str, Delivery] = {}
-        self._moving: set[str] = set()
+        self._moving: set[str] = set()  # those of them that a move was tried for, so they have run already
         self._acks: list[Delivery] = []
         self._returns: list[Delivery] = []
         self._fetching = threading.Lock()
@@ -135,7 +135,8 @@ class RedisIntake(Intake):
             self._enter(until)
             self._bell.listen(channel_of(self._driver.namespace, "bell", self._worker), until)
             self._stops_waiting = False
-            names, answer = self._order_tiers(), self._call(max(0, room), waits, until=until)
+            names = self._order_tiers()
+            answer = self._call(max(0, room), waits if room > 0 else _WAIT_NO_MORE, until=until)
             self._turn, soonest = answer[1], int(answer[2])
             meta = answer[3].decode().split()
             found: list[Delivery] = []
@@ -232,8 +233,9 @@ class RedisIntake(Intake):
         claims = [token for token in lost if self._held.pop(token, None) is not None]
         if claims:
             log.error("claims_lost", reason="this worker was frozen or cut off", claims=len(claims))
-        self._acks = [delivery for delivery in self._acks if delivery.token not in lost]
-        self._returns = [delivery for delivery in self._returns if delivery.token not in lost]
+        for gathered in (self._acks, self._returns):
+            for delivery in [one for one in gathered if one.token in lost]:
+                gathered.remove(delivery)  # in place: other threads may be adding to it
 
     def _keep(self) -> None:
         """The keeper's life."""
@@ -311,6 +313,8 @@ class RedisIntake(Intake):
             return False
         gathered.append(delivery)  # first, so that whoever looks what we know of finds it
         self._held.pop(delivery.token, None)
+        if self._moving:
+            self._moving.discard(delivery.token)
         return True
 
     def _arm(self) -> None:

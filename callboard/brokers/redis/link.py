@@ -26,9 +26,8 @@ _CONNECT = 5.0  # seconds for a connection and its handshake, if the caller has 
 _LEAST = 0.001
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two attempts to connect
 
-#: Errors that are answers; redis-py counts some of them among the broken connections.
-_ANSWERS = (
-    redis.exceptions.ResponseError,
+#: Answers that redis-py counts among the broken connections, and puts back to be read again.
+_LAST_WORDS = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.AuthenticationError,
     redis.exceptions.AuthorizationError,
@@ -101,7 +100,6 @@ class Link:
             self._failures += 1
             self.close()
             raise
-        self._failures = 0
 
     def _greet(self, until: float) -> None:
         greetings: list[Command] = []
@@ -160,7 +158,9 @@ class Link:
             self.close()  # the name in the URL may lead to the new primary by now
             self.address = self._home
         if isinstance(answer, redis.exceptions.RedisError):
+            self._failures += 1
             raise refused(answer, self.address)
+        self._failures = 0
         return answer
 
     def _ask(self, commands: Sequence[Command], *, until: float) -> list[Any]:
@@ -170,8 +170,13 @@ class Link:
         try:
             self._send(connection, commands, until)
             return [self._receive(connection, until) for _ in commands]
+        except _LAST_WORDS as error:
+            self.close()
+            self._failures += 1
+            raise refused(error, self.address) from error
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
             self.close()
+            self._failures += 1
             raise unreachable(error, self.address, sent=True) from error
         except BaseException:  # such as a time limit, between a question and its answer
             self.close()
@@ -190,7 +195,7 @@ class Link:
             return connection.read_response(
                 timeout=max(_LEAST, until - time.monotonic()), disconnect_on_error=False
             )
-        except _ANSWERS as error:
+        except redis.exceptions.ResponseError as error:
             return error
 
     def close(self) -> None:
