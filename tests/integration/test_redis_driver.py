@@ -700,8 +700,8 @@ def test_a_cluster_has_a_namespace_in_one_slot_and_any_node_leads_there(
         for client in ask:
             eventually(partial(_sees_both, client))
         for namespace in ("", "a", "b"):  # which two nodes share
-            for node in (one, two):
-                driver = open_driver(node.url, namespace=namespace)
+            for server in (one, two):
+                driver = open_driver(server.url, namespace=namespace)
                 put(driver, 1, 2)
                 hand = intake(driver)
                 held = take(hand, 2)
