@@ -689,14 +689,16 @@ def test_namespaces_do_not_meet_and_have_one_hash_tag_each(open_driver: Open, se
 def test_a_cluster_has_a_namespace_in_one_slot_and_any_node_leads_there(
     installed: Installed, open_driver: Open
 ) -> None:
-    def node() -> PrivateRedis:
-        return PrivateRedis(options={"cluster-enabled": "yes", "cluster-port": str(free_port())})
+    buses = [str(free_port()), str(free_port())]
 
-    with installed(node) as one, installed(node) as two:
-        ask: list[Any] = [redis.Redis.from_url(node.url, protocol=2) for node in (one, two)]
+    def node(bus: str) -> PrivateRedis:
+        return PrivateRedis(options={"cluster-enabled": "yes", "cluster-port": bus})
+
+    with installed(partial(node, buses[0])) as one, installed(partial(node, buses[1])) as two:
+        ask: list[Any] = [redis.Redis.from_url(server.url, protocol=2) for server in (one, two)]
         ask[0].execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)
         ask[1].execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)
-        ask[0].execute_command("CLUSTER MEET", "127.0.0.1", two.port)
+        ask[0].execute_command("CLUSTER MEET", "127.0.0.1", two.port, buses[1])
         for client in ask:
             eventually(partial(_sees_both, client))
         for namespace in ("", "a", "b"):  # which two nodes share
