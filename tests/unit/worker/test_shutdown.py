@@ -9,7 +9,7 @@ from typing import Any
 import dramatiq
 import pytest
 
-from callboard import State, current_job
+from callboard import RetryPolicy, State, current_job
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import IntakeOptions
@@ -137,7 +137,7 @@ def test_a_job_may_finish_what_it_does_when_it_is_interrupted(
 def test_a_job_that_fails_within_the_grace_is_retried_as_always(
     broker: Broker, actor: ActorDecorator, working: Working, gate: Gate, driver: StubDriver
 ) -> None:
-    @actor(category="jobs")
+    @actor(category="jobs", retries=RetryPolicy(jitter=False))
     def bad() -> None:
         gate.pass_through()
         raise ValueError("no")
