@@ -1,9 +1,15 @@
-"""What a forked child must put right: connections, and the threads that used them, are its parent's."""
+"""What happens to open files, connections and threads' locks when a process forks.
+
+A forked child has its parent's open files, but none of its threads, and must use neither its connections
+nor its locks. Whatever has to be put right registers here, once, when it is made.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from contextlib import ExitStack
 from typing import Protocol
 
 
@@ -15,17 +21,35 @@ class Follower(Protocol):
 
 
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
-_hooked: list[bool] = []
+_at_rest: weakref.WeakKeyDictionary[Follower, threading.Lock] = weakref.WeakKeyDictionary()
+_one_fork = threading.Lock()
+_held = ExitStack()
 
 
-def follow(follower: Follower) -> None:
-    """Call `follower.forked()` in every child, as long as it lives."""
-    if not _hooked:
-        _hooked.append(True)
-        os.register_at_fork(after_in_child=_in_child)
+def follow(follower: Follower, *, at_rest: threading.Lock | None = None) -> None:
+    """Call `follower.forked()` in every child. A fork waits for the lock `at_rest`, so that what it guards
+    isn't in use at that moment; it is free again when `forked` is called."""
     _followers.add(follower)
+    if at_rest is not None:
+        _at_rest[follower] = at_rest
+
+
+def _before() -> None:
+    _one_fork.acquire()
+    for lock in list(_at_rest.values()):
+        _held.enter_context(lock)
+
+
+def _in_parent() -> None:
+    _held.close()
+    _one_fork.release()
 
 
 def _in_child() -> None:
+    _held.close()
+    _one_fork.release()
     for follower in list(_followers):
         follower.forked()
+
+
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

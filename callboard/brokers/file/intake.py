@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
+from callboard.brokers import forks
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
-from callboard.brokers.file import forks, messages, workers
+from callboard.brokers.file import messages, workers
 from callboard.brokers.file.bells import Bell
 from callboard.brokers.file.picker import Claims, Picker
 from callboard.brokers.file.schema import PLACE_BITS, explain, queue_of

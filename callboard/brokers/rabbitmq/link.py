@@ -22,7 +22,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ConnectionWrongStateError
 
-from callboard.brokers.rabbitmq import forks
+from callboard.brokers import forks
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.outage import explain, is_refusal
 from callboard.brokers.rabbitmq.script import Performance, Script
@@ -82,7 +82,7 @@ class Link:
         self._forgotten = False
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name=f"callboard {name}", daemon=True)
-        forks.track(self)
+        forks.follow(self)
 
     # -- from any thread -----------------------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ class Link:
 
     # -- in a forked child -----------------------------------------------------------------------------------
 
-    def forget(self) -> None:
+    def forked(self) -> None:
         """Close the inherited descriptors, silently."""
         self._closing = self._forgotten = True
         if self._stream is not None:

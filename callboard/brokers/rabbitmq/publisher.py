@@ -20,8 +20,9 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
+from callboard.brokers import forks
 from callboard.brokers.driver import Outgoing, PutError
-from callboard.brokers.rabbitmq import forks, frames
+from callboard.brokers.rabbitmq import frames
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.batch import Batch, Entry
 from callboard.brokers.rabbitmq.delays import Ladder
@@ -60,11 +61,14 @@ class Publisher:
         self._namespace = namespace
         self._name = name
         self._ladder = Ladder(namespace)
-        self.forget()
-        forks.track(self)
+        self._begin()
+        forks.follow(self)
 
-    def forget(self) -> None:
-        """Begin anew. In a forked child the connection is the parent's, and whoever waited for it isn't here."""
+    def forked(self) -> None:
+        """The connection is the parent's, and whoever waited for it isn't here."""
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()  # between marking as written and reading what was
         self._link: Link | None = None
         self._closed = False
