@@ -1,0 +1,232 @@
+"""What each promise costs: the same jobs with more and more of what surrounds them, interleaved in one run.
+
+    python -m benchmarks.promises                    a table
+    python -m benchmarks.promises --threads          and which thread of a worker used how much
+
+Every measurement is a process of its own that runs a backlog on the embedded queue: first the driver alone,
+which claims and acknowledges; then a worker without middleware; then the stack, piece by piece; at last the
+records, which are written before the clock stops. CPU time says more than the rate does while others use the
+machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter as Tally
+from pathlib import Path
+from typing import Any
+
+from dramatiq import Middleware
+from prometheus_client import CollectorRegistry
+
+from benchmarks.job import payload
+from callboard import ActorDecorator
+from callboard.brokers import open_driver
+from callboard.brokers.base import Broker
+from callboard.metrics import Metrics
+from callboard.store import open_store
+from callboard.store.base import Store
+from callboard.worker.worker import Worker
+from middleware import stack
+
+DRIVER = "the driver: claim and ack"
+#: What is added, in this sequence, and the middleware that it takes. The last one has the store, too.
+STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (DRIVER, ()),
+    ("a worker, no middleware", ()),
+    ("retries, dead letters", ("Retries", "DeadLetters")),
+    ("current_job(), time limits", ("CurrentJob", "TimeLimits")),
+    ("expiry, cancellation", ("Expiry", "Cancellation")),
+    ("results, callbacks, groups", ("Results", "GroupCallbacks", "Callbacks", "Pipelines", "EventLoop")),
+    ("logging", ("JobLogging",)),
+    ("metrics", ("JobMetrics",)),
+    ("records", ("Records", "Retention", "Heartbeats", "Periodic")),
+)
+RECORDS = STEPS[-1][0]
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_PATIENCE = 120.0
+
+
+def middleware_up_to(step: str, store: Store) -> list[Middleware]:
+    """The part of the stack that a step and those before it take, in the stack's order."""
+    wanted: set[str] = set()
+    for name, classes in STEPS:
+        wanted.update(classes)
+        if name == step:
+            break
+    metrics = Metrics(CollectorRegistry())
+    return [part for part in stack(store, metrics=metrics) if type(part).__name__ in wanted]
+
+
+class Measurement:
+    """One step, in this process.
+
+    Args:
+        step: Its name.
+        folder: For the queue and the records.
+        jobs: How many jobs are run.
+    """
+
+    def __init__(self, step: str, folder: Path, jobs: int) -> None:
+        self._step = step
+        self._jobs = jobs
+        store = open_store(f"file:{folder}")
+        self._store = store if step == RECORDS else None
+        self._broker = Broker(
+            open_driver(f"file:{folder}"), store=self._store, middleware=middleware_up_to(step, store)
+        )
+        self._done: list[None] = []
+        done = self._done
+
+        def bench(job: dict[str, Any]) -> None:
+            done.append(None)
+
+        actor = ActorDecorator(self._broker)(category="bench")(bench)
+        for _ in range(jobs // 1000):
+            actor.send_many([{"job": payload()} for _ in range(1000)])
+        self._flush()
+
+    def run(self) -> dict[str, Any]:
+        """Jobs a second, CPU seconds a job, and those of each kind of thread, after a tenth to warm up."""
+        worker = self._drive if self._step == DRIVER else self._work
+        warm = self._jobs // 10
+        stop = worker()
+        self._wait_for(warm)
+        first, threads, cpu, started = len(self._done), _thread_seconds(), time.process_time(), _now()
+        self._wait_for(self._jobs)
+        self._flush()
+        seconds, used = _now() - started, time.process_time() - cpu
+        by_thread = _thread_seconds()
+        by_thread.subtract(threads)
+        stop()
+        self._broker.close()
+        ran = self._jobs - first
+        return {
+            "rate": ran / seconds,
+            "cpu": used / ran,
+            "threads": {name: seconds / ran for name, seconds in by_thread.items() if seconds},
+        }
+
+    def _drive(self) -> Any:
+        """Claim and acknowledge, in a thread, and nothing else."""
+        intake = self._broker.open_intake(["bench.medium"], budget=264)
+
+        def loop() -> None:
+            while len(self._done) < self._jobs:
+                for delivery in intake.fetch(128, 1.0):
+                    intake.ack(delivery)
+                    self._done.append(None)
+            intake.flush(10.0)
+
+        thread = threading.Thread(target=loop, name="callboard-claimer")
+        thread.start()
+
+        def stop() -> None:
+            thread.join()
+            intake.close()
+
+        return stop
+
+    def _work(self) -> Any:
+        worker = Worker(self._broker, ["bench.medium"], threads=8)
+        worker.start()
+        return worker.stop
+
+    def _wait_for(self, jobs: int) -> None:
+        give_up = _now() + _PATIENCE
+        while len(self._done) < jobs:
+            if _now() > give_up:
+                raise RuntimeError(f"only {len(self._done)} of {jobs} jobs have run")
+            time.sleep(0.005)
+
+    def _flush(self) -> None:
+        if self._broker.recorder is not None:
+            self._broker.recorder.flush(_PATIENCE)
+
+
+def _now() -> float:
+    return time.perf_counter()
+
+
+def _thread_seconds() -> Tally[str]:
+    """CPU seconds of this process' threads, those of one kind together."""
+    used: Tally[str] = Tally()
+    for thread in threading.enumerate():
+        try:
+            fields = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:  # it has ended meanwhile
+            continue
+        name = thread.name.rstrip("-0123456789").removeprefix("callboard-")
+        used[name] += (int(fields[11]) + int(fields[12])) / _TICK  # type: ignore[assignment]  # seconds, not counts
+    return used
+
+
+def measure(step: str, jobs: int) -> dict[str, Any]:
+    """One step, in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="callboard-bench-") as folder:
+        command = [sys.executable, "-m", "benchmarks.promises", "--jobs", str(jobs), "--one", step, folder]
+        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        return found
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """The medians: what each step uses, and what it adds to the one before."""
+    lines = ["| | CPU µs per job | added | processed /s | of the driver's |", "|---|---|---|---|---|"]
+    before = None
+    drivers = statistics.median(result["rate"] for result in found[DRIVER])
+    for step, _ in STEPS:
+        cpu = statistics.median(result["cpu"] for result in found[step]) * 1e6
+        rate = statistics.median(result["rate"] for result in found[step])
+        added = "" if before is None else f"{cpu - before:+.1f}"
+        sign = "" if before is None else "+ " if step != STEPS[1][0] else ""
+        lines.append(f"| {sign}{step} | {cpu:.1f} | {added} | {rate:,.0f} | {rate / drivers:.2f} |")
+        before = cpu
+    return "\n".join(lines)
+
+
+def threads_table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """What each kind of thread uses in a whole worker."""
+    kinds = sorted({kind for result in found[RECORDS] for kind in result["threads"]})
+    lines = ["| thread | CPU µs per job |", "|---|---|"]
+    for kind in kinds:
+        used = statistics.median(result["threads"].get(kind, 0.0) for result in found[RECORDS]) * 1e6
+        if used >= 0.1:
+            lines.append(f"| {kind} | {used:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.promises", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each step is measured")
+    parser.add_argument("--jobs", type=int, default=20_000, help="how many jobs each takes")
+    parser.add_argument("--threads", action="store_true", help="tell which threads use the CPU")
+    parser.add_argument("--one", nargs=2, metavar=("STEP", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        step, folder = options.one
+        print(json.dumps(Measurement(step, Path(folder), options.jobs).run()))
+        return 0
+    found: dict[str, list[dict[str, Any]]] = {step: [] for step, _ in STEPS}
+    for number in range(1, options.rounds + 1):
+        for step in found:
+            found[step].append(measure(step, options.jobs))
+        print(f"round {number} of {options.rounds}", file=sys.stderr)
+    print(table(found))
+    if options.threads:
+        print(f"\n{threads_table(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
