@@ -32,8 +32,8 @@ from callboard.brokers.driver import (
 from callboard.brokers.redis import RedisDriver
 from callboard.brokers.redis import intake as intake_module
 from callboard.brokers.redis.intake import RedisIntake
-from callboard.brokers.redis.link import Link
 from callboard.errors import BrokerUnavailable
+from callboard.redis.link import Link
 from callboard.servers import PrivateRedis
 from callboard.servers.process import PORTS
 

@@ -18,15 +18,16 @@ from callboard.brokers.driver import (
     StoredMessage,
     WalkReport,
 )
-from callboard.brokers.redis import address
-from callboard.brokers.redis.health import Health
 from callboard.brokers.redis.intake import RedisIntake
-from callboard.brokers.redis.link import Link, base_of
 from callboard.brokers.redis.messages import unpack_stored
-from callboard.brokers.redis.outage import Unreachable
 from callboard.brokers.redis.publisher import Publisher
+from callboard.brokers.redis.scripts import script
 from callboard.brokers.redis.walk import Walk
 from callboard.errors import BrokerUnavailable
+from callboard.redis import address
+from callboard.redis.health import Health
+from callboard.redis.link import Link, base_of
+from callboard.redis.outage import Unreachable
 
 _ANSWER = 5.0  # seconds
 _PURGED_AT_ONCE = 1000
@@ -36,7 +37,7 @@ class RedisDriver(Driver):
     """Keeps messages in Redis. Connects when it is first used.
 
     Args:
-        url: See `callboard.brokers.redis.address`.
+        url: See `callboard.redis.address`.
         namespace: What separates our keys from another app's.
         lease: Seconds of silence after which a worker whose connection has ended has lost its claims. The claims of
             a killed worker are ready again after 1.0 to 1.2 of it; after 2.5 to 2.7 if its whole host vanished.
@@ -53,7 +54,7 @@ class RedisDriver(Driver):
         self.namespace = namespace
         self.lease = lease
         self._address = address.parse(url)
-        self._health = Health()
+        self._health = Health("jobs")
         self._declared: set[str] = set()
         self._intakes: set[RedisIntake] = set()
         self.publisher = Publisher(self.new_link("sender"))
@@ -64,7 +65,7 @@ class RedisDriver(Driver):
 
     def new_link(self, name: str) -> Link:
         """One more connection, not opened yet."""
-        return Link(self._address, self.namespace, f"callboard:{name}", self._health)
+        return Link(self._address, self.namespace, f"callboard:{name}", self._health, script)
 
     def forked(self) -> None:
         """Somebody who isn't in this process may have held the lock."""

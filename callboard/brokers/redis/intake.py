@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from callboard.brokers import forks
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
-from callboard.brokers.redis.bell import Bell
-from callboard.brokers.redis.link import channel_of
 from callboard.brokers.redis.messages import unpack_delivery
-from callboard.brokers.redis.outage import Refused, Unreachable
 from callboard.errors import BrokerUnavailable
 from callboard.loggers import get_logger
 from callboard.queues import priority_of
+from callboard.redis.bell import Bell
+from callboard.redis.link import channel_of
+from callboard.redis.outage import Refused, Unreachable
 
 if TYPE_CHECKING:
     from callboard.brokers.redis.driver import RedisDriver

@@ -18,10 +18,10 @@ from enum import Enum
 
 from callboard.brokers import forks
 from callboard.brokers.driver import Outgoing, PutError
-from callboard.brokers.redis.link import Link
 from callboard.brokers.redis.messages import due_of, pack
-from callboard.brokers.redis.outage import Refused, Unreachable
 from callboard.errors import BrokerUnavailable
+from callboard.redis.link import Link
+from callboard.redis.outage import Refused, Unreachable
 
 _PATIENCE = 2.0  # seconds to wait for an answer before asking again on a new connection
 _MOST_MESSAGES, _MOST_BYTES = 1000, 1_000_000  # in one call, so that others get their turn

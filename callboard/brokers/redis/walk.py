@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from callboard.brokers.driver import Decide, Outgoing, Verdict, WalkReport
-from callboard.brokers.redis.bell import Bell
-from callboard.brokers.redis.link import channel_of
 from callboard.brokers.redis.messages import due_of, pack, unpack_stored
 from callboard.errors import BrokerUnavailable
+from callboard.redis.bell import Bell
+from callboard.redis.link import channel_of
 
 if TYPE_CHECKING:
     from callboard.brokers.redis.driver import RedisDriver

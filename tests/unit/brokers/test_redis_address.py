@@ -7,9 +7,9 @@ import redis.exceptions
 
 from callboard.brokers import open_driver
 from callboard.brokers.redis import RedisDriver
-from callboard.brokers.redis.address import parse
-from callboard.brokers.redis.outage import refused, unreachable
 from callboard.errors import SettingsError
+from callboard.redis.address import parse
+from callboard.redis.outage import refused, unreachable
 
 
 def test_a_url_names_host_port_database_user_and_password() -> None:

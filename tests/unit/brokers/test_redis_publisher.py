@@ -11,8 +11,8 @@ import pytest
 
 from callboard.brokers.driver import Outgoing, PutError
 from callboard.brokers.redis import publisher
-from callboard.brokers.redis.outage import Refused, Unreachable
 from callboard.brokers.redis.publisher import Publisher
+from callboard.redis.outage import Refused, Unreachable
 
 PATIENCE = 30.0
 

@@ -13,8 +13,8 @@ import threading
 import redis.exceptions
 
 from callboard.brokers import forks
-from callboard.brokers.redis.link import Link
-from callboard.brokers.redis.outage import unreachable
+from callboard.redis.link import Link
+from callboard.redis.outage import unreachable
 
 
 class Bell:

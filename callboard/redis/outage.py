@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import redis.exceptions
 
-from callboard.brokers.redis.address import Address
 from callboard.errors import BrokerUnavailable
+from callboard.redis.address import Address
 
 #: Answers that pass by themselves: it starts, fails over, or another script is running.
 _PASSING = (

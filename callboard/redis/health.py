@@ -1,4 +1,4 @@
-"""Whether a Redis is fit to keep jobs: its version, whether it may evict them, whether it writes them down."""
+"""Whether a Redis is fit to keep things: its version, whether it may evict them, whether it writes them down."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import redis.exceptions
 
-from callboard.brokers.redis.address import Address
-from callboard.brokers.redis.outage import Refused
 from callboard.loggers import get_logger
+from callboard.redis.address import Address
+from callboard.redis.outage import Refused
 
 log = get_logger(__name__)
 
@@ -17,7 +17,12 @@ _OLDEST = 7
 
 
 class Health:
-    """What one process thinks of its Redis; warns once."""
+    """What one process thinks of its Redis; warns once.
+
+    Args:
+        kept: What it is to keep, in a word.
+        expiring: Whether some of that has a time to live: then it mustn't evict such keys either.
+    """
 
     #: Asked on each new connection. A user may not be allowed the second, which then tells nothing.
     questions: Sequence[Sequence[str]] = (
@@ -25,7 +30,9 @@ class Health:
         ["CONFIG", "GET", "save"],
     )
 
-    def __init__(self) -> None:
+    def __init__(self, kept: str, *, expiring: bool = False) -> None:
+        self._kept = kept
+        self._evicting = ("allkeys", "volatile") if expiring else ("allkeys",)
         self._warned = False
 
     def examine(self, answers: Sequence[Any], address: Address) -> None:
@@ -44,10 +51,10 @@ class Health:
                 f"Redis at {address} is version {version}; Callboard needs {_OLDEST} or newer, or Valkey"
             )
         policy = facts.get("maxmemory_policy", "noeviction")
-        if policy.startswith("allkeys") and facts.get("maxmemory", "0") != "0":
+        if policy.startswith(self._evicting) and facts.get("maxmemory", "0") != "0":
             raise Refused(
-                f"Redis at {address} may evict jobs when its memory is full (maxmemory-policy {policy}): "
-                "set maxmemory-policy to noeviction, or use another Redis for jobs"
+                f"Redis at {address} may evict {self._kept} when its memory is full (maxmemory-policy {policy}): "
+                "set maxmemory-policy to noeviction, or use another Redis for {self._kept}"
             )
         if facts.get("loading") == "1":  # which some servers call "not writing to the disk" meanwhile
             return
@@ -56,5 +63,5 @@ class Health:
             log.warning(
                 "redis_keeps_nothing",
                 redis=str(address),
-                advice="it writes nothing to disk, so a restart loses all jobs: set 'appendonly yes'",
+                advice=f"it writes nothing to disk, so a restart loses all {self._kept}: set 'appendonly yes'",
             )

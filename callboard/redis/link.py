@@ -10,17 +10,17 @@ import dataclasses
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import redis.exceptions
 
 from callboard.brokers import forks
-from callboard.brokers.redis.address import Address, Connection
-from callboard.brokers.redis.health import Health
-from callboard.brokers.redis.outage import Refused, refused, unreachable
-from callboard.brokers.redis.scripts import script
+from callboard.redis.address import Address, Connection
+from callboard.redis.health import Health
+from callboard.redis.outage import Refused, refused, unreachable
+from callboard.redis.scripts import Script
 
 _CONNECT = 5.0  # seconds for a connection and its handshake, if the caller has so many
 _LEAST = 0.001
@@ -55,13 +55,17 @@ class Link:
         namespace: What separates our keys from another app's.
         name: Who we are, for Redis's list of clients.
         health: What is looked at whenever a connection is made.
+        script: Gives the scripts that it runs, by name.
     """
 
-    def __init__(self, address: Address, namespace: str, name: str, health: Health) -> None:
+    def __init__(
+        self, address: Address, namespace: str, name: str, health: Health, script: Callable[[str], Script]
+    ) -> None:
         self.address = self._home = address
         self._base = base_of(namespace)
         self._name = re.sub(r"[^!-~]", "_", name)  # Redis takes no spaces here
         self._health = health
+        self._script = script
         self._connection: Connection | None = None
         self._failures = 0
         forks.follow(self)
@@ -128,7 +132,7 @@ class Link:
             Unreachable: There was no connection, or no answer in time. The connection is closed then.
             Refused: Nothing was done.
         """
-        wanted = script(name)
+        wanted = self._script(name)
         order_and_contents = [msgspec.msgpack.encode(order), *contents]
         try:
             return self.ask("EVALSHA", wanted.sha, 1, self._base, *order_and_contents, until=until)

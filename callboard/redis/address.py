@@ -64,8 +64,12 @@ class Address:
         return made[self.kind](**options)
 
 
-def parse(url: str) -> Address:
+def parse(url: str, whose: str = "broker") -> Address:
     """The server that a URL names.
+
+    Args:
+        url: The URL.
+        whose: Whose it is, for the error: 'broker' or 'store'.
 
     Raises:
         SettingsError: without the password in it.
@@ -76,19 +80,19 @@ def parse(url: str) -> Address:
         port = int(found.get("port") or 6379)
     except ValueError:  # whose text may show part of a password
         raise SettingsError(
-            f"the broker's URL can't be read; its form is {_FORM}; "
+            f"the {whose}'s URL can't be read; its form is {_FORM}; "
             "write '/', '@' and ':' in a password as %2F, %40 and %3A"
         ) from None
     known = {"connection_class", "host", "port", "path", "username", "password"} | _OPTIONS
     if unknown := sorted(found.keys() - known):
         raise SettingsError(
-            f"the broker's URL has an unknown option '{unknown[0]}'; known are {', '.join(sorted(_OPTIONS))}"
+            f"the {whose}'s URL has an unknown option '{unknown[0]}'; known are {', '.join(sorted(_OPTIONS))}"
         )
     if parts.scheme == "unix" and not found.get("path"):
-        raise SettingsError("the broker's URL names no socket; its form is unix:///path/of/socket?db=0")
+        raise SettingsError(f"the {whose}'s URL names no socket; its form is unix:///path/of/socket?db=0")
     tail = parts.path.strip("/")
     if parts.scheme != "unix" and tail and "db" not in found:
-        raise SettingsError(f"'/{tail}' in the broker's URL is no database's number; its form is {_FORM}")
+        raise SettingsError(f"'/{tail}' in the {whose}'s URL is no database's number; its form is {_FORM}")
     return Address(
         kind=parts.scheme,
         host=found.get("host", "localhost"),
