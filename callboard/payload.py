@@ -6,10 +6,13 @@ are wanted. The wire format is the same for both: keyword arguments as JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from math import isfinite
+from operator import is_
 from typing import Any, NotRequired, Required, TypeVar, get_type_hints
 
 import msgspec
@@ -29,6 +32,8 @@ from callboard.errors import DeclarationError
 T = TypeVar("T")
 
 MASK = "**********"
+
+_ATOMS: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 
 _SECRET_NAME = re.compile(
     r"pass(word|wd|phrase)?$|^pwd$|secret|token$|api_?key$|private_?key$|^auth(orization)?$|credential|cookie$",
@@ -111,9 +116,18 @@ class Payload:
         """
         if self._has_floats and not is_finite(checked):
             raise PayloadMismatch("JSON has no NaN and no infinity")
+        return self.dump(checked)
+
+    def dump(self, checked: Any) -> dict[str, Any]:
+        """`to_wire` for a caller who sees to it that all numbers are finite: see `is_finite`.
+
+        Raises:
+            PayloadMismatch: If something in it is no JSON.
+        """
         try:
             wire: dict[str, Any] = self._dump(checked, mode="json")
-            if self._has_secrets or (self._has_any and _holds_secret(checked)):
+            # What is the same before and after holds no secret; to compare takes a tenth of a search.
+            if self._has_secrets or (self._has_any and wire != checked and _holds_secret(checked)):
                 wire = _reveal(self._dump(checked, mode="python"), wire)
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise PayloadMismatch(str(error).splitlines()[0]) from error
@@ -144,20 +158,38 @@ class Payload:
         return schema
 
 
+@lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether a key looks like one that holds a secret: `password`, `api_key`, `access_token`, ..."""
     return _SECRET_NAME.search(_CAMEL.sub("_", name).replace("-", "_")) is not None
 
 
 def mask(value: Any) -> Any:
-    """JSON values with what stands under secret-looking keys hidden."""
+    """JSON values with what stands under secret-looking keys hidden. What needs no hiding is handed back as it is."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict:
+        hidden: dict[Any, Any] | None = None
+        for key, item in value.items():
+            if type(key) is str and is_secret_name(key):
+                masked = MASK if item not in (None, "") else item
+            elif type(item) in _ATOMS:
+                continue
+            else:
+                masked = mask(item)
+            if masked is not item:
+                if hidden is None:
+                    hidden = dict(value)
+                hidden[key] = masked
+        return value if hidden is None else hidden
+    if kind is list:
+        if _ATOMS.issuperset(map(type, value)):
+            return value
+        shown = [mask(item) for item in value]
+        return value if all(map(is_, shown, value)) else shown
     if isinstance(value, Mapping):
-        return {
-            key: MASK
-            if isinstance(key, str) and is_secret_name(key) and item not in (None, "")
-            else mask(item)
-            for key, item in value.items()
-        }
+        return mask({**value})
     if isinstance(value, list | tuple):
         return [mask(item) for item in value]
     return value
@@ -209,22 +241,30 @@ def is_finite(value: Any) -> bool:
     """Whether no number in a value is NaN or infinite: JSON would make null of it."""
     if isinstance(value, float):
         return isfinite(value)
-    if isinstance(value, Mapping):
-        return all(map(is_finite, value.values()))
-    if isinstance(value, list | tuple | set | frozenset):
-        return all(map(is_finite, value))
-    return not isinstance(value, BaseModel) or is_finite(vars(value))
+    return all(item is None or type(item) in _FINITE or is_finite(item) for item in _parts(value))
 
 
 def _holds_secret(value: Any) -> bool:
     """Whether a secret is somewhere in a value whose type doesn't say so."""
+    if hasattr(value, "get_secret_value"):
+        return True
+    return any(type(item) not in _ATOMS and _holds_secret(item) for item in _parts(value))
+
+
+_FINITE = _ATOMS - {float}
+
+
+def _parts(value: Any) -> Collection[Any]:
+    """What a value is made of, if it is made of others."""
     if isinstance(value, Mapping):
-        return any(_holds_secret(item) for item in value.values())
+        return value.values()
     if isinstance(value, list | tuple | set | frozenset):
-        return any(_holds_secret(item) for item in value)
+        return value
     if isinstance(value, BaseModel):
-        return _holds_secret(vars(value))
-    return hasattr(value, "get_secret_value")
+        return vars(value).values()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return ()
 
 
 def _reveal(plain: Any, wire: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
@@ -152,3 +153,33 @@ def test_every_kind_of_secret_travels_in_clear() -> None:
     )
     assert sorted(wire.pop("many")) == ["a", "b"]
     assert wire == {"one": "c", "own": "d", "what": "e", "deep": {"k": ["f"]}}
+
+
+@dataclass
+class _Account:
+    user: str
+    phrase: SecretStr
+    balance: float = 0.0
+
+
+def test_a_secret_in_a_dataclass_of_unknown_type_travels_in_clear() -> None:
+    def log_in(what: Any) -> None: ...
+
+    payload = Payload(log_in)
+    wire = payload.to_wire(payload.check({"what": [_Account("ada", SecretStr("s3cret"))]}))
+    assert wire == {"what": [{"user": "ada", "phrase": "s3cret", "balance": 0.0}]}
+    with pytest.raises(PayloadMismatch, match="NaN"):
+        payload.to_wire(payload.check({"what": _Account("ada", SecretStr("s3cret"), float("nan"))}))
+
+
+def test_only_what_needs_hiding_is_copied() -> None:
+    plain = {"a": [1, {"b": None}], "c": {"d": 2.0}}
+    assert mask(plain) is plain
+    given = {"plain": plain, "list": [{"token": "t"}, "x"], "pair": ({"pwd": "p"},), "token": None}
+    assert mask(given) == {
+        "plain": plain,
+        "list": [{"token": MASK}, "x"],
+        "pair": [{"pwd": MASK}],
+        "token": None,
+    }
+    assert given["list"] == [{"token": "t"}, "x"]
