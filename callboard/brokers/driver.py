@@ -181,10 +181,23 @@ class Driver(ABC):
     claims_are_leases: ClassVar[bool] = False
     #: Whether messages live on a server that other hosts can reach.
     networked: ClassVar[bool] = False
+    #: Whether `put_async` is there.
+    puts_async: ClassVar[bool] = False
 
     @abstractmethod
     def declare(self, queue: str) -> None:
         """Remember a queue, to be created when it is first used. Does no I/O."""
+
+    def create_queues(self) -> list[str]:
+        """Create the declared queues, and what delays need, ahead of their first use; returns their names.
+
+        For users of the broker who may send and not create. None where queues need no creating.
+
+        Raises:
+            BrokerUnavailable
+            CallboardError: The broker doesn't permit it, or a queue exists with other arguments.
+        """
+        return []
 
     @abstractmethod
     def put(self, messages: Sequence[Outgoing], *, deadline: float) -> None:
@@ -194,6 +207,15 @@ class Driver(ABC):
         Raises:
             PutError: saying which are not queued, and of which it isn't known.
         """
+
+    async def put_async(self, messages: Sequence[Outgoing], *, deadline: float) -> None:
+        """`put`, awaited on an event loop without a thread. If it is cancelled, what wasn't written yet isn't
+        queued, and the rest may be.
+
+        Raises:
+            PutError
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def open_intake(self, options: IntakeOptions) -> Intake:

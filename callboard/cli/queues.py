@@ -107,6 +107,21 @@ def _queue_json(status: Any) -> dict[str, Any]:
     }
 
 
+@app.command("create")
+def create_queues(ctx: typer.Context, json: Json = False) -> None:
+    """Create all queues before they are first used, for users of RabbitMQ who may send and not create."""
+    from callboard.cli import output
+
+    with session(ctx).operations() as operations:
+        names = operations.queues.create()
+    if json:
+        output.as_json({"created": names})
+    elif names:
+        output.say(f"There now: {output.count(len(names), 'queue')}, and those that delays need.")
+    else:
+        output.say("Nothing to do: this broker's queues come into being with their first job.")
+
+
 @app.command()
 def pause(ctx: typer.Context, queue: Pattern, json: Json = False) -> None:
     """Have workers claim nothing more from a queue; what runs goes on. Jobs can still be sent to it."""

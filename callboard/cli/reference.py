@@ -152,6 +152,7 @@ is then the `id` |
 | `dead replay`, `discard`, `reindex` | `{"replayed" or "discarded" or "indexed": [id, ...], "not_found", "merged", \
 "unreadable", "key_taken", "past_deadline", "recorded"}` |
 | `queues list` | `{"queues": [a queue, ...]}` |
+| `queues create` | `{"created": [name, ...]}` |
 | `queues pause`, `resume`, `purge` | `{"paused": [name, ...]}`, `{"resumed": [...]}`, \
 `{"queue", "purged", "recorded"}` |
 | `quarantine list` | `{"messages": [a message, ...]}` |

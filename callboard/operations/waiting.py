@@ -100,6 +100,16 @@ class Queues:
             )
         return sorted(statuses, key=_place)
 
+    def create(self) -> list[str]:
+        """Create what the declared actors need, for those who may send and not create. Returns the names; none
+        where the broker needs no creating.
+
+        Raises:
+            BrokerUnavailable
+            CallboardError: The broker doesn't permit it, or a queue exists with other arguments.
+        """
+        return self._broker.driver.create_queues()
+
     def pause(self, pattern: str) -> list[str]:
         """Ask workers to claim nothing more from the queues that fit; what runs goes on. Returns their names.
 

@@ -29,7 +29,7 @@ from callboard.brokers.driver import (
 )
 from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.brokers.rabbitmq.script import Script
-from callboard.errors import BrokerUnavailable
+from callboard.errors import BrokerUnavailable, CallboardError
 from callboard.servers import PrivateRabbitmq
 
 PATIENCE = 30.0
@@ -218,6 +218,29 @@ def test_a_user_who_may_not_configure_uses_what_is_there(
         PutError, match=r"'mail\.low' doesn't exist in RabbitMQ, and our user may not create it"
     ):
         humble.put([message(5, "mail.low")], deadline=5.0)
+
+
+def test_queues_are_created_ahead_for_a_user_who_may_not_create_any(
+    open_driver: Open, driver: RabbitmqDriver, humble_url: str
+) -> None:
+    humble = open_driver(humble_url)
+    with structlog.testing.capture_logs() as logs:
+        with pytest.raises(PutError, match="run `callboard queues create`"):
+            humble.put([message(1)], deadline=PATIENCE)
+        driver.put([message(0)], deadline=PATIENCE)
+        with pytest.raises(
+            PutError, match=r"which delays need, doesn't exist .* run `callboard queues create`"
+        ):
+            humble.put([message(1, delay=0.1)], deadline=PATIENCE)
+    assert logs == []
+    driver.declare("mail.dead")
+    for _ in range(2):  # it may be repeated
+        assert driver.create_queues() == ["mail.dead", "mail.high"]
+    humble.put([message(1), message(2, delay=0.1)], deadline=PATIENCE)
+    assert sorted(numbers(take(intake(driver, "mail.high"), 3))) == [0, 1, 2]
+    humble.declare("mail.low")
+    with pytest.raises(CallboardError, match="may not create it"):
+        humble.create_queues()
 
 
 def test_a_user_who_may_not_publish_is_told_so_at_the_deadline(

@@ -28,9 +28,9 @@ from urllib.parse import unquote
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
-from callboard.brokers.rabbitmq.outage import ACCESS_REFUSED
+from callboard.brokers.rabbitmq.outage import ACCESS_REFUSED, NOT_FOUND
 from callboard.brokers.rabbitmq.script import Script
-from callboard.brokers.rabbitmq.topology import QUORUM, declare_queue, named
+from callboard.brokers.rabbitmq.topology import QUORUM, QueueMismatch, declare_queue, named
 
 LEVELS = 28
 UNIT = 0.1  # seconds
@@ -60,15 +60,30 @@ class Ladder:
         return self._levels[units.bit_length() - 1], f"{bits}.{_word(destination)}"
 
     def declare(self) -> Script[None]:
-        """Create what is missing of the ladder. May be repeated."""
+        """Create what is missing of the ladder. May be repeated.
+
+        Raises:
+            QueueMismatch: Something is missing, and may not be created.
+        """
         try:
             yield from self._create()
         except ChannelClosedByBroker as error:
             if error.reply_code != ACCESS_REFUSED:
                 raise
-            # A user who may not create it can use it, if somebody else has.
-            for name in (self.unroutable, self._delivery, *self._levels):
+            yield from self._find()
+
+    def _find(self) -> Script[None]:
+        """For a user who may not create it: it may be there all the same."""
+        for name in (self.unroutable, self._delivery, *self._levels):
+            try:
                 yield partial(Channel.exchange_declare, exchange=name, passive=True)
+            except ChannelClosedByBroker as error:
+                if error.reply_code != NOT_FOUND:
+                    raise
+                raise QueueMismatch(
+                    f"the exchange '{name}', which delays need, doesn't exist in RabbitMQ, and our user may not "
+                    "create it: run `callboard queues create` as one who may"
+                ) from error
 
     def _create(self) -> Script[None]:
         yield from self.declare_unroutable()

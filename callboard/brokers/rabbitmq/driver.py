@@ -19,17 +19,25 @@ from callboard.brokers.driver import (
     WalkReport,
 )
 from callboard.brokers.rabbitmq import address
+from callboard.brokers.rabbitmq.delays import Ladder
 from callboard.brokers.rabbitmq.intake import RabbitmqIntake
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.publisher import Publisher
 from callboard.brokers.rabbitmq.script import Script
-from callboard.brokers.rabbitmq.topology import count_messages, named, purge_queue
+from callboard.brokers.rabbitmq.topology import (
+    arguments_of,
+    count_messages,
+    declare_queue,
+    named,
+    purge_queue,
+)
 from callboard.brokers.rabbitmq.walk import Walk
 from callboard.errors import BrokerUnavailable
 
 T = TypeVar("T")
 
 ANSWER_TIMEOUT = 5.0  # seconds
+CREATION_TIMEOUT = 120.0  # seconds; a quorum queue takes a busy cluster a moment
 
 
 class RabbitmqDriver(Driver):
@@ -46,6 +54,7 @@ class RabbitmqDriver(Driver):
 
     name: ClassVar[str] = "rabbitmq"
     networked: ClassVar[bool] = True
+    puts_async: ClassVar[bool] = True
     claims_are_leases: ClassVar[bool] = False  # a connection that is cut off loses its claims, its jobs go on
 
     def __init__(self, url: str, *, namespace: str = "", connection_name: str = "") -> None:
@@ -60,8 +69,26 @@ class RabbitmqDriver(Driver):
     def declare(self, queue: str) -> None:
         self._declared[queue] = None
 
+    def create_queues(self) -> list[str]:
+        names = sorted(self._declared)
+        self._ask(self._create(names), CREATION_TIMEOUT)
+        return names
+
+    def _create(self, queues: Sequence[str]) -> Script[None]:
+        ladder = Ladder(self._namespace)
+        yield from ladder.declare()
+        for queue in queues:
+            name = named(self._namespace, queue)
+            yield from declare_queue(name, arguments_of(queue))
+            yield from ladder.bind(name)
+
     def put(self, messages: Sequence[Outgoing], *, deadline: float) -> None:
         self._publisher.put(messages, deadline)
+        for message in messages:
+            self._declared[message.queue] = None
+
+    async def put_async(self, messages: Sequence[Outgoing], *, deadline: float) -> None:
+        await self._publisher.put_async(messages, deadline)
         for message in messages:
             self._declared[message.queue] = None
 
@@ -113,20 +140,20 @@ class RabbitmqDriver(Driver):
             self._addresses, self._namespace, f"{self._name}: walk over {queue}", queue, self._publisher
         )
 
-    def _ask(self, script: Script[T]) -> T:
+    def _ask(self, script: Script[T], timeout: float = ANSWER_TIMEOUT) -> T:
         """On a connection that an alarm doesn't silence: those that publish aren't read until it is over."""
         with self._lock:
             claiming = [intake.link for intake in self._intakes]
         for link in claiming:
             if link.outage is None and not link.is_over:
-                return link.ask(script, ANSWER_TIMEOUT)
+                return link.ask(script, timeout)
         publishing = self._publisher.link
         if publishing.blocked is None:
-            return publishing.ask(script, ANSWER_TIMEOUT)
+            return publishing.ask(script, timeout)
         link = Link(self._addresses, f"{self._name}: asking")
         link.start()
         try:
-            return link.ask(script, ANSWER_TIMEOUT)
+            return link.ask(script, timeout)
         finally:
             link.close()
 

@@ -74,7 +74,7 @@ def _find_queue(name: str) -> Script[None]:
             raise
         raise QueueMismatch(
             f"the queue '{name}' doesn't exist in RabbitMQ, and our user may not create it: "
-            "create it, or permit the user to configure it"
+            "run `callboard queues create`, or start a worker, as one who may"
         ) from error
 
 

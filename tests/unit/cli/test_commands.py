@@ -472,6 +472,11 @@ def test_queues_are_listed(callboard: Callboard, deliver: Any, die: Die) -> None
     assert len(callboard("queues", "list", "post.*", "--json").json["queues"]) == 5
 
 
+def test_a_broker_whose_queues_need_no_creating_says_so(callboard: Callboard) -> None:
+    assert "Nothing to do" in callboard("queues", "create").out
+    assert callboard("queues", "create", "--json").json == {"created": []}
+
+
 def test_queues_are_paused_and_resumed(callboard: Callboard, deliver: Any) -> None:
     assert callboard("queues", "pause", "post.*").code == 0
     assert "paused" in callboard("queues", "list").out
