@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from callboard.cron import cron
     from callboard.errors import (
         CallboardError,
+        CallboardWarning,
         FateUnknown,
         InvalidPayload,
         NotQueued,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActorDecorator",
     "CallboardError",
+    "CallboardWarning",
     "Cancelled",
     "FateUnknown",
     "InvalidPayload",
@@ -61,6 +63,7 @@ _HOMES = {
     "cron": ("cron",),
     "errors": (
         "CallboardError",
+        "CallboardWarning",
         "FateUnknown",
         "InvalidPayload",
         "NotQueued",

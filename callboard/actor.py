@@ -13,10 +13,9 @@ validators or secrets are wanted, a pydantic model is named: `@actor(SendEmail)`
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from inspect import iscoroutinefunction
@@ -140,8 +139,11 @@ class JobActor(dramatiq.Actor[P, R]):
         return self._send(SendOptions(), args, kwargs)
 
     async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
-        """`send` without blocking the event loop."""
-        return await asyncio.to_thread(self._send, SendOptions(), args, kwargs)
+        """`send` without blocking the event loop.
+
+        If the awaiting task is cancelled, the job may be queued or not.
+        """
+        return await self._send_async(SendOptions(), args, kwargs)
 
     def send_many(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """Queue many jobs in one go; all are safe when this returns.
@@ -157,7 +159,7 @@ class JobActor(dramatiq.Actor[P, R]):
 
     async def send_many_async(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """`send_many` without blocking the event loop."""
-        return await asyncio.to_thread(self._send_many, SendOptions(), payloads)
+        return await self._send_many_async(SendOptions(), payloads)
 
     # -- the common way of all sends -----------------------------------------------------------------------
 
@@ -166,16 +168,33 @@ class JobActor(dramatiq.Actor[P, R]):
         sent: Message[R] = self.broker.enqueue(message, delay=options.wait(self.broker.clock))
         return sent
 
+    async def _send_async(
+        self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Message[R]:
+        message = self._message(options, args, kwargs, check=False)
+        sent: Message[R] = await self.broker.enqueue_async(message, delay=options.wait(self.broker.clock))
+        return sent
+
     def _send_many(
         self, options: SendOptions, payloads: Iterable[Mapping[str, Any] | BaseModel]
     ) -> list[Message[R]]:
-        messages = [
-            self._message(options, (item,), {}, check=False)
-            if isinstance(item, BaseModel)
-            else self._message(options, (), item, check=False)
-            for item in payloads
-        ]
-        return self.broker.enqueue_many(messages, delay=options.wait(self.broker.clock)) if messages else []
+        messages = self._messages(options, payloads)
+        return self.broker.enqueue_many(messages, delay=options.wait(self.broker.clock))
+
+    async def _send_many_async(
+        self, options: SendOptions, payloads: Iterable[Mapping[str, Any] | BaseModel]
+    ) -> list[Message[R]]:
+        messages = self._messages(options, payloads)
+        return await self.broker.enqueue_many_async(messages, delay=options.wait(self.broker.clock))
+
+    def _messages(
+        self, options: SendOptions, payloads: Iterable[Mapping[str, Any] | BaseModel]
+    ) -> Iterator[Message[R]]:
+        for item in payloads:
+            if isinstance(item, BaseModel):
+                yield self._message(options, (item,), {}, check=False)
+            else:
+                yield self._message(options, (), item, check=False)
 
     def _message(
         self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True
@@ -301,7 +320,7 @@ class Sending(Generic[P, R]):
 
     async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """See `JobActor.send_async`."""
-        return await asyncio.to_thread(self._actor._send, self._options, args, kwargs)
+        return await self._actor._send_async(self._options, args, kwargs)
 
     def send_many(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """See `JobActor.send_many`."""
@@ -309,7 +328,7 @@ class Sending(Generic[P, R]):
 
     async def send_many_async(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """See `JobActor.send_many_async`."""
-        return await asyncio.to_thread(self._actor._send_many, self._options, payloads)
+        return await self._actor._send_many_async(self._options, payloads)
 
 
 class ModelSending(Generic[M, Q, R]):

@@ -23,6 +23,10 @@ class CallboardError(Exception):
     """The root: catch it to catch whatever Callboard itself raises."""
 
 
+class CallboardWarning(UserWarning):
+    """Something works, and not as well as it could; the message says what to do."""
+
+
 class SettingsError(CallboardError):
     """A setting is missing, malformed, or contradicts another."""
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from itertools import chain, islice
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from dramatiq import Message
 
 from callboard import envelope
 from callboard.actor import JobActor
-from callboard.brokers import unique
+from callboard.brokers import event_loop, unique
 from callboard.brokers.driver import Outgoing, PutError
 from callboard.brokers.hooks import Hooks
 from callboard.envelope import Extras, Headers
@@ -31,12 +33,20 @@ from callboard.payload import PayloadMismatch, is_finite
 from callboard.states import State
 
 R = TypeVar("R")
+T = TypeVar("T")
+
+#: How many jobs are checked and encoded on an event loop; more hold it up for too long.
+_FEW = 100
 
 log = get_logger(__name__)
 
 
 class Sending(Hooks):
     """Checks, signs and queues jobs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        super().__init__(*args, **kwargs)
 
     def enqueue(self, message: Message[R], *, delay: int | timedelta | None = None) -> Message[R]:
         """Queue a job; it is safe when this returns.
@@ -68,43 +78,100 @@ class Sending(Hooks):
             NotQueued: None was queued.
             FateUnknown: As for `enqueue`, when there is one job only.
         """
-        now = self.clock()
-        due, delay_ms = _due(delay, now)
-        prepared: list[Message[R]] = []
-        outgoing: list[Outgoing] = []
-        held: list[tuple[str, str]] = []
+        event_loop.warn_if_running()
+        call = _call(delay, self.clock())
         try:
-            for message in messages:
-                checked, extras = self._check(message)
-                owner = unique.hold(self.store, checked, extras, deadline=self._send_deadline)
-                if owner != checked.message_id:
-                    prepared.append(_duplicate(checked, owner))
-                    continue
-                if extras.unique is not None:
-                    held.append((extras.unique, owner))
-                self.declare_queue(checked.queue_name)
-                self.emit_before("enqueue", checked, delay_ms)
-                outgoing.append(self._outgoing(checked, due, delay_ms))
-                prepared.append(checked)
-            if outgoing:
-                self.driver.put(outgoing, deadline=self._send_deadline)
-                unique.keep(self.store, held, wait=(due or now) - now)
-        except PutError as error:
-            maybe = {o.job_id for o in outgoing} - {o.job_id for o in error.not_queued}
-            unique.release(self.store, [key for key in held if key[1] not in maybe])
-            unique.keep(self.store, [key for key in held if key[1] in maybe], wait=(due or now) - now)
-            self._emit_enqueued(prepared, maybe - {o.job_id for o in error.unknown}, delay_ms)
-            raise _send_error(error, outgoing) from error
-        except BaseException:
-            unique.release(self.store, held)
+            self._add(call, messages)
+            if call.outgoing:
+                self.driver.put(call.outgoing, deadline=self._send_deadline)
+        except BaseException as error:
+            self._failed(call, error)
             raise
-        self._emit_enqueued(prepared, {o.job_id for o in outgoing}, delay_ms)
-        return prepared
+        self._sent(call)
+        return call.prepared
 
-    def _emit_enqueued(self, messages: Iterable[Message[Any]], sent: set[str], delay_ms: int | None) -> None:
+    async def enqueue_async(self, message: Message[R], *, delay: int | timedelta | None = None) -> Message[R]:
+        """`enqueue` without blocking the event loop."""
+        return (await self.enqueue_many_async([message], delay=delay))[0]
+
+    async def enqueue_many_async(
+        self, messages: Iterable[Message[R]], *, delay: int | timedelta | None = None
+    ) -> list[Message[R]]:
+        """`enqueue_many` without blocking the event loop.
+
+        Where the driver can, it waits without a thread. When the waiting task is cancelled, the sending goes on
+        behind it until its deadline: the jobs may be queued or not.
+        """
+        if not self.driver.puts_async:
+            return await asyncio.to_thread(self.enqueue_many, messages, delay=delay)
+        task = asyncio.create_task(self._enqueue_on_loop(messages, delay))
+        self._tasks.add(task)  # the loop itself holds no task
+        task.add_done_callback(self._forget_task)
+        return await asyncio.shield(task)
+
+    def _forget_task(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # where nobody awaits it any more, asyncio would complain that nobody has looked
+
+    async def _enqueue_on_loop(
+        self, messages: Iterable[Message[R]], delay: int | timedelta | None
+    ) -> list[Message[R]]:
+        messages = iter(messages)
+        first = list(islice(messages, _FEW + 1))
+        # What takes long, or asks the store, is done in a thread; nobody waits for RabbitMQ there.
+        run = _here if len(first) <= _FEW and not any(map(_is_unique, first)) else asyncio.to_thread
+        call: _Call[R] = _call(delay, self.clock())
+        try:
+            await run(self._add, call, chain(first, messages))
+            if call.outgoing:
+                await self.driver.put_async(call.outgoing, deadline=self._send_deadline)
+        except asyncio.CancelledError:  # the loop ends; the keys end by themselves
+            raise
+        except BaseException as error:
+            await run(self._failed, call, error)
+            raise
+        await run(self._sent, call)
+        return call.prepared
+
+    def _add(self, call: _Call[R], messages: Iterable[Message[R]]) -> None:
+        """Check and encode what is to be sent, and take the keys of unique jobs."""
         for message in messages:
+            checked, extras = self._check(message)
+            owner = unique.hold(self.store, checked, extras, deadline=self._send_deadline)
+            if owner != checked.message_id:
+                call.prepared.append(_duplicate(checked, owner))
+                continue
+            if extras.unique is not None:
+                call.held.append((extras.unique, owner))
+            self.declare_queue(checked.queue_name)
+            self.emit_before("enqueue", checked, call.delay_ms)
+            call.outgoing.append(self._outgoing(checked, call.due, call.delay_ms))
+            call.prepared.append(checked)
+
+    def _sent(self, call: _Call[R]) -> None:
+        unique.keep(self.store, call.held, wait=call.wait)
+        self._emit_enqueued(call, {o.job_id for o in call.outgoing})
+
+    def _failed(self, call: _Call[R], error: BaseException) -> None:
+        """Let go of keys.
+
+        Raises:
+            SendError: If the driver couldn't put all.
+        """
+        if not isinstance(error, PutError):
+            unique.release(self.store, call.held)
+            return
+        maybe = {o.job_id for o in call.outgoing} - {o.job_id for o in error.not_queued}
+        unique.release(self.store, [key for key in call.held if key[1] not in maybe])
+        unique.keep(self.store, [key for key in call.held if key[1] in maybe], wait=call.wait)
+        self._emit_enqueued(call, maybe - {o.job_id for o in error.unknown})
+        raise _send_error(error, call.outgoing) from error
+
+    def _emit_enqueued(self, call: _Call[R], sent: set[str]) -> None:
+        for message in call.prepared:
             if message.message_id in sent:
-                self.emit_after("enqueue", message, delay_ms)
+                self.emit_after("enqueue", message, call.delay_ms)
 
     def prepare(self, message: Message[Any]) -> Outgoing:
         """A message as `enqueue` would queue it now: checked and signed. For a job that is sent once more with
@@ -177,6 +244,33 @@ class Sending(Hooks):
                 )
             )
         return Outgoing(message.queue_name, body, message.message_id, headers, due)
+
+
+@dataclasses.dataclass(slots=True)
+class _Call(Generic[R]):
+    """One call of `enqueue_many`: what it sends, and what it has got so far."""
+
+    due: float | None
+    delay_ms: int | None
+    wait: float  # seconds until the jobs may start
+    prepared: list[Message[R]]  # what the caller gets, in its order
+    outgoing: list[Outgoing]
+    held: list[tuple[str, str]]  # (unique key, id of the job that holds it)
+
+
+def _call(delay: int | timedelta | None, now: float) -> _Call[Any]:
+    due, delay_ms = _due(delay, now)
+    return _Call(due, delay_ms, (due or now) - now, [], [], [])
+
+
+async def _here(work: Callable[..., T], *args: Any) -> T:
+    """Instead of `asyncio.to_thread`."""
+    return work(*args)
+
+
+def _is_unique(message: Message[Any]) -> bool:
+    extras = message.options.get("callboard")
+    return isinstance(extras, Mapping) and extras.get("unique") is not None
 
 
 def _due(delay: int | timedelta | None, now: float) -> tuple[float | None, int | None]:

@@ -5,6 +5,7 @@ It keeps every rule of `callboard.brokers.driver` but one: nothing survives the 
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import itertools
 import threading
@@ -57,6 +58,7 @@ class StubDriver(Driver):
 
     name = "stub"
     claims_are_leases = True
+    puts_async = True
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
@@ -77,6 +79,10 @@ class StubDriver(Driver):
         with self.changed:
             self._put(messages)
             self.changed.notify_all()
+
+    async def put_async(self, messages: Sequence[Outgoing], *, deadline: float) -> None:
+        await asyncio.sleep(0)  # a place to be cancelled at, as with a server
+        self.put(messages, deadline=deadline)
 
     def _put(self, messages: Sequence[Outgoing]) -> None:
         if self._closed or self.fail_puts is not None:

@@ -11,6 +11,8 @@ written is "unknown".
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -125,6 +127,29 @@ class Publisher:
             return
         batch = self.submit(messages)
         if not batch.wait(deadline) or batch.failed:
+            self._raise(batch, deadline)
+
+    async def put_async(self, messages: Sequence[Outgoing], deadline: float) -> None:
+        """The same on an event loop, which goes on meanwhile. Cancelled, it writes nothing more.
+
+        Raises:
+            PutError
+        """
+        if not messages:
+            return
+        loop = asyncio.get_running_loop()
+        settled = loop.create_future()
+        batch = self.submit(messages, lambda _: _tell(loop, settled))
+        try:
+            async with asyncio.timeout(deadline):
+                await settled
+        except TimeoutError:
+            pass
+        except asyncio.CancelledError:
+            with self._lock:
+                batch.abandoned = True
+            raise
+        if batch.failed or not settled.done() or settled.cancelled():
             self._raise(batch, deadline)
 
     def submit(
@@ -448,6 +473,17 @@ class Publisher:
             self._pump()
         elif self._link is not None:
             self._link.later(_LEAST_PAUSE * 5, self._pump)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, settled: asyncio.Future[None]) -> None:
+    """Called in the link's thread."""
+
+    def tell() -> None:
+        if not settled.done():
+            settled.set_result(None)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        loop.call_soon_threadsafe(tell)
 
 
 def _need_of(message: Outgoing) -> tuple[str, bool]:
