@@ -98,12 +98,22 @@ _NO_HEADERS = Headers()
 
 def new_job_id() -> str:
     """A UUID version 7 (RFC 9562): 48 bits of milliseconds, then random ones, so that ids sort by time."""
-    value = int.from_bytes(os.urandom(10), "big")
-    value |= (time.time_ns() // 1_000_000) << 80
-    value = value & ~(0xF << 76) | (0x7 << 76)
-    value = value & ~(0x3 << 62) | (0x2 << 62)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    moment = f"{time.time_ns() // 1_000_000:012x}"
+    tail = os.urandom(10).hex()
+    return f"{moment[:8]}-{moment[8:]}-7{tail[:3]}-{_VARIANT[tail[3]]}{tail[4:7]}-{tail[7:19]}"
+
+
+def new_job_ids(count: int) -> list[str]:
+    """Some new ids in rising sequence: what is written in the order of its key is written faster."""
+    moment = f"{time.time_ns() // 1_000_000:012x}"
+    head = f"{moment[:8]}-{moment[8:]}-7"
+    random = os.urandom(10 * count).hex()
+    tails = [random[start : start + 19] for start in range(0, 20 * count, 20)]
+    return sorted(f"{head}{tail[:3]}-{_VARIANT[tail[3]]}{tail[4:7]}-{tail[7:]}" for tail in tails)
+
+
+#: The two highest bits of that digit say that it is a UUID of the RFC; the others are random.
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def is_job_id(text: str) -> bool:
@@ -141,15 +151,40 @@ def decode(body: bytes, *, max_bytes: int) -> Message[Any]:
 
 def message_of(wire: Wire) -> Message[Any]:
     """A body's fields as a message."""
-    return Message(
-        queue_name=wire.queue_name,
-        actor_name=wire.actor_name,
-        args=tuple(wire.args),
-        kwargs=wire.kwargs,
-        options=wire.options,
-        message_id=wire.message_id,
-        message_timestamp=wire.message_timestamp,
+    return new_message(
+        wire.queue_name,
+        wire.actor_name,
+        tuple(wire.args),
+        wire.kwargs,
+        wire.options,
+        wire.message_id,
+        wire.message_timestamp,
     )
+
+
+def new_message(
+    queue_name: str,
+    actor_name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: dict[str, Any],
+    message_id: str,
+    message_timestamp: int,
+) -> Message[Any]:
+    """A message, in a third of the time: a frozen dataclass sets each of its fields by a call."""
+    message: Message[Any] = _new(Message)
+    fields = message.__dict__
+    fields["queue_name"] = queue_name
+    fields["actor_name"] = actor_name
+    fields["args"] = args
+    fields["kwargs"] = kwargs
+    fields["options"] = options
+    fields["message_id"] = message_id
+    fields["message_timestamp"] = message_timestamp
+    return message
+
+
+_new = object.__new__
 
 
 def read(body: bytes, *, max_bytes: int) -> Wire:

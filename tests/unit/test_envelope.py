@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 from dramatiq import Message
@@ -111,6 +112,15 @@ def test_job_ids_are_version_7_uuids_and_sort_by_time() -> None:
     assert first[19] in "89ab"
     assert envelope.is_job_id(first)
     assert len({envelope.new_job_id() for _ in range(10_000)}) == 10_000
+
+
+def test_many_job_ids_at_once_are_like_single_ones_and_in_sequence() -> None:
+    ids = envelope.new_job_ids(1000)
+    assert len(set(ids)) == 1000
+    assert ids == sorted(ids)
+    assert {(UUID(text).version, UUID(text).variant) for text in ids} == {(7, RFC_4122)}
+    assert {UUID(text).clock_seq_hi_variant >> 4 for text in ids} == {0x8, 0x9, 0xA, 0xB}
+    assert envelope.new_job_ids(0) == []
 
 
 @pytest.mark.parametrize("text", ["", "a b", "a/b", "a\n", "é", "x" * 129])
