@@ -15,15 +15,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from callboard.states import State
 
 
-@dataclass(slots=True, kw_only=True)
-class Change:
+class Change(msgspec.Struct, kw_only=True, gc=False):
     """What has become known of one job. `None` leaves what the record says as it is.
 
     Changes may be written late and in any order: each field of a record ends up with what the change with
     the highest `order` (see `callboard.states.order`) says of it, the last one written among equals.
+
+    Every job makes some: a struct is made in a quarter of the time that a dataclass takes.
     """
 
     job_id: str

@@ -50,7 +50,7 @@ HISTORY_LIMIT = 2000
 
 _TAGS = FIELDS.index("tags")
 _NOTHING = (None,) * len(FIELDS)
-_BITS = tuple(1 << position for position in range(len(FIELDS)))
+BITS = tuple(1 << position for position in range(len(FIELDS)))
 
 _field_values: Callable[[Change], tuple[Any, ...]] = attrgetter(*FIELDS)
 
@@ -146,10 +146,14 @@ class Draft:
         orders = [-1] * len(FIELDS)
         for entry in self.history.split(";")[1:]:
             order, mask = map(int, entry.split(":"))
-            orders = [max(old, order) if mask & bit else old for old, bit in zip(orders, _BITS, strict=True)]
+            orders = [max(old, order) if mask & bit else old for old, bit in zip(orders, BITS, strict=True)]
         return orders
 
 
 def _entry(order: int, values: Iterable[Any]) -> str:
-    mask = sum([bit for bit, value in zip(_BITS, values, strict=True) if value is not None])
+    return entry_of(order, sum([bit for bit, value in zip(BITS, values, strict=True) if value is not None]))
+
+
+def entry_of(order: int, mask: int) -> str:
+    """What a change of an order adds to a history if it set the fields in `mask`, a sum of `BITS`."""
     return f";{order}:{mask}"

@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -218,7 +218,7 @@ _strategies: dict[str, st.SearchStrategy[Any]] = {
         _values.map(lambda value: value and float(value)),
     ),
 }
-_known = {f.name for f in fields(Change)} - {"job_id", "order", "state", "at", "event"}
+_known = set(Change.__struct_fields__) - {"job_id", "order", "state", "at", "event"}
 
 
 @st.composite

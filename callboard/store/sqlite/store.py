@@ -8,7 +8,6 @@ audit, which are on the disk when the call returns.
 # ruff: noqa: S608 - columns and tables are constants of this package, every value is bound
 from __future__ import annotations
 
-import dataclasses
 import json
 import sqlite3
 import time
@@ -376,8 +375,7 @@ def _one_of(column: str, values: Sequence[T]) -> tuple[str, Sequence[T]]:
 
 def _mended(change: Change) -> Change:
     """The change with values that can be stored, as near as may be to those it has."""
-    values = {field.name: _takeable(getattr(change, field.name)) for field in dataclasses.fields(change)}
-    return Change(**values)
+    return Change(**{name: _takeable(value) for name, value in msgspec.structs.asdict(change).items()})
 
 
 def _takeable(value: Any) -> Any:
