@@ -1,11 +1,12 @@
 """Writes what becomes known of jobs, behind the backs of those who run them.
 
 `record` puts a change into a deque and returns. A thread, started with the first change, wakes up, waits a
-moment for company, and writes batches until nothing is left. While the store can't be written the thread
-tries again and again, ever less often; changes wait meanwhile, up to a bound, and beyond it the oldest are
-dropped and counted. (The oldest, because a record whose last state is missing would be wrong for ever; one
-whose beginning is missing is only poorer.) When the store is back it is told how many were dropped, and
-when, so that nobody takes a missing record for a job that never was.
+moment for company, and writes a batch; then it waits again, unless a whole batch is there already. (To write
+each change as soon as the last is written would cost those who record half of their time.) While the store
+can't be written the thread tries again and again, ever less often; changes wait meanwhile, up to a bound,
+and beyond it the oldest are dropped and counted. (The oldest, because a record whose last state is missing
+would be wrong for ever; one whose beginning is missing is only poorer.) When the store is back it is told how
+many were dropped, and when, so that nobody takes a missing record for a job that never was.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Recorder:
     Parameters:
         store: Where to.
         max_pending: How many changes wait for a store that can't be written, before the oldest are dropped.
-        interval: Seconds that the first change after a quiet time waits for others.
+        interval: Seconds that a change waits for others.
         batch: How many jobs' changes are written at once.
     """
 
@@ -196,12 +197,16 @@ class Recorder:
             if self._pending and not self._hurry:
                 self._bell.acquire(timeout=self._interval)
             self._hurry = False
-            while self._pending:
-                marks = self._take()
-                if not self._write_surely():
-                    self._abandon(marks)
-                for mark in marks:
-                    mark.passed.set()
+            self._write_batch()
+            while len(self._pending) >= self._batch:
+                self._write_batch()
+
+    def _write_batch(self) -> None:
+        marks = self._take()
+        if not self._write_surely():
+            self._abandon(marks)
+        for mark in marks:
+            mark.passed.set()
 
     def _may_stop(self) -> bool:
         if not self._closing:
