@@ -6,9 +6,13 @@ settings; everything else receives values.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from callboard.errors import SettingsError
@@ -38,6 +42,8 @@ def _explain(cls: type[BaseSettings], error: ValidationError) -> str:
     prefix = cls.model_config.get("env_prefix", "")
     return "; ".join(
         f"{prefix}{'_'.join(str(part) for part in e['loc'])}".upper() + f": {e['msg']}"
+        if e["loc"]
+        else e["msg"]  # of several together, which it names
         for e in error.errors()
     )
 
@@ -87,3 +93,57 @@ class Settings(CallboardSettings):
         pattern="(?i)^(debug|info|warning|error|critical)$",
         description="The least level that is logged: debug, info, warning, error or critical.",
     )
+    environment: str = Field(
+        "development",
+        pattern="^(development|production)$",
+        description="development or production. In production what leaves the host has to be encrypted: "
+        "amqps:// and rediss://.",
+    )
+    allow_plaintext: bool = Field(
+        False,
+        description="Whether production may use amqp:// and redis:// all the same, in a network that you trust.",
+    )
+
+    @model_validator(mode="after")
+    def _encrypts_in_production(self) -> Self:
+        if self.environment == "production" and not self.allow_plaintext:
+            for name, url in (("BROKER_URL", self.broker_url), ("STORE_URL", self.store_url)):
+                if host := _sent_in_clear(url):
+                    scheme = url.partition(":")[0]
+                    raise PydanticCustomError(
+                        "plaintext",
+                        "CALLBOARD_{name}: in production, {scheme}:// would send passwords and jobs in clear to "
+                        "'{host}'; use {scheme}s://, or set CALLBOARD_ALLOW_PLAINTEXT=1 if you trust the network",
+                        {"name": name, "scheme": scheme, "host": host},
+                    )
+        return self
+
+
+_BETWEEN_URLS = re.compile(r"[;,]\s*(?=[a-z]+://)")
+_BETWEEN_HOSTS = re.compile(r"[;,]")
+
+
+def _sent_in_clear(urls: str) -> str:
+    """The first host that is spoken to without TLS over a network; '' if there is none."""
+    for url in _BETWEEN_URLS.split(urls.strip()):
+        scheme, _, rest = url.partition("://")
+        if scheme in ("amqp", "redis"):
+            for one in _BETWEEN_HOSTS.split(re.split(r"[/?#]", rest)[0].rpartition("@")[2]):
+                host = _host(one)
+                if not _is_this_host(host):
+                    return host
+    return ""
+
+
+def _host(text: str) -> str:
+    try:
+        return urlsplit(f"//{text.strip()}").hostname or "localhost"
+    except ValueError:
+        return text  # which the driver will refuse, in a sentence of its own
+
+
+def _is_this_host(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
