@@ -6,7 +6,7 @@
 
 WORKERS ?= 2
 PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
-SERVERS = rabbitmq-server redis-server postgresql
+SERVERS = rabbitmq-server redis-server postgresql prometheus
 
 # The first Python that will do; some in PATH are too old, and some are only pyenv's word that there is none.
 define set_up

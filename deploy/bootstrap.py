@@ -45,6 +45,7 @@ SERVERS = {
     "rabbitmq-server": ("/usr/lib/rabbitmq/bin", "rabbitmq-server"),
     "redis-server": ("", "redis-server"),
     "postgresql": ("/usr/lib/postgresql/*/bin", "postgres"),
+    "prometheus": ("", "promtool"),  # it checks deploy/prometheus; it never runs
 }
 ADVICE = """Is this machine online? A mirror of the package index is named by PIP_INDEX_URL, a company's certificates
 by SSL_CERT_FILE, a proxy by HTTPS_PROXY. Whatever the installers printed is in .venv/set-up.log."""

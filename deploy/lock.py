@@ -16,13 +16,17 @@ import tomllib
 from deploy.bootstrap import LOCKS, OLDEST, ROOT, VENV, uv_environment
 
 EVERYTHING = LOCKS / "all.txt"
+PROJECT = "pyproject.toml"
 DEMO_EXTRAS = ["--extra=mail", "--extra=storage", "--extra=images"]
 CONTENTS = {
-    "all": ["--all-extras", "--group=check", "--group=bench"],
-    "demo": [*DEMO_EXTRAS, "--group=demo"],
-    "test": ["--all-extras", "--group=test"],
-    "check": ["--all-extras", "--group=check"],
-    "bench": [*DEMO_EXTRAS, "--group=bench"],
+    "all": [PROJECT, "--all-extras", "--group=check", "--group=bench"],
+    "demo": [PROJECT, *DEMO_EXTRAS, "--group=demo"],
+    "test": [PROJECT, "--all-extras", "--group=test"],
+    "check": [PROJECT, "--all-extras", "--group=check"],
+    "bench": [PROJECT, *DEMO_EXTRAS, "--group=bench"],
+    # What deploy/Dockerfile installs into the image, and what it builds Callboard with.
+    "image": [PROJECT, *DEMO_EXTRAS],
+    "build": ["--group=build"],
 }
 
 
@@ -31,7 +35,7 @@ def main() -> int:
     for name, options in CONTENTS.items():
         versions = upgrade if name == "all" else [f"--constraints={EVERYTHING}"]
         print(f"deploy/locks/{name}.txt", flush=True)
-        compile_lock(name, ["pyproject.toml", *options, *versions], header())
+        compile_lock(name, [*options, *versions], header())
     for installer in ("uv", "pip"):
         print(f"deploy/locks/{installer}.txt", flush=True)
         compile_lock(installer, ["-", *upgrade], "# Written by `make lock`.\n", stdin=installer)
