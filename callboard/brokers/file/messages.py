@@ -3,12 +3,14 @@
 # ruff: noqa: S608 - what is put into SQL is numbers of our own, so that statements are prepared once
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
 from callboard.brokers.driver import Outgoing
 from callboard.brokers.file.schema import (
     NOBODY,
+    PLACE_BITS,
     first_id,
     last_id,
     microseconds,
@@ -61,15 +63,36 @@ def _put_delayed(connection: sqlite3.Connection, queue: int, message: Outgoing, 
     )
 
 
+# One statement for all of them: `executemany` lets go of the interpreter's lock at each, and has to win it back
+# from the threads that run jobs.
+_LISTED = "id IN (SELECT value FROM json_each(?))"
+
+
+def _listed(ids: Iterable[int]) -> str:
+    return json.dumps(list(ids))
+
+
+def take(connection: sqlite3.Connection, worker: int, ids: Iterable[int]) -> None:
+    """Give a worker messages that nobody has: of each queue those from the first to the last of these."""
+    stretches: dict[int, tuple[int, int]] = {}
+    for id_ in ids:
+        queue = id_ >> PLACE_BITS
+        stretches[queue] = stretches.get(queue, (id_,))[0], id_
+    for stretch in stretches.values():
+        connection.execute(
+            f"UPDATE messages SET claim = {worker} WHERE id BETWEEN ? AND ? AND claim = {NOBODY}", stretch
+        )
+
+
 def let_go(connection: sqlite3.Connection, worker: int, ids: Iterable[int]) -> None:
     """Delete messages that a worker is done with. Those it doesn't hold stay."""
-    connection.executemany("DELETE FROM messages WHERE id = ? AND claim = ?", [(id_, worker) for id_ in ids])
+    connection.execute(f"DELETE FROM messages WHERE {_LISTED} AND claim = ?", (_listed(ids), worker))
 
 
 def give_back(connection: sqlite3.Connection, worker: int, ids: Iterable[int]) -> None:
     """Let others have messages that a worker holds."""
-    connection.executemany(
-        f"UPDATE messages SET claim = {NOBODY} WHERE id = ? AND claim = ?", [(id_, worker) for id_ in ids]
+    connection.execute(
+        f"UPDATE messages SET claim = {NOBODY} WHERE {_LISTED} AND claim = ?", (_listed(ids), worker)
     )
 
 

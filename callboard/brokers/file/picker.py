@@ -60,7 +60,7 @@ class Picker:
         rows = self._pick(connection, limit) if limit > 0 else []
         if not rows:
             return Claims(next_due=next_due)
-        connection.executemany(f"UPDATE messages SET claim = {worker} WHERE id = ?", [(r[0],) for r in rows])
+        messages.take(connection, worker, [row[0] for row in rows])
         return Claims(rows)
 
     def _promote(self, connection: sqlite3.Connection, now: float) -> float | None:

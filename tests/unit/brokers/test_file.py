@@ -164,6 +164,21 @@ def test_a_file_that_was_removed_is_made_again(driver: FileDriver, folder: Path)
     assert driver.counts(["mail.high"])["mail.high"].claimed == 1
 
 
+def test_a_claim_over_several_queues_takes_what_it_returns_and_nothing_else(driver: FileDriver) -> None:
+    queues = ("mail.critical", "mail.high", "mail.medium")
+    driver.put([message(n, queues[n % 3]) for n in range(60)], deadline=PATIENCE)
+    other = driver.open_intake(options("mail.high", worker="w0"))
+    other.fetch(5, PATIENCE)
+    intake = driver.open_intake(options(*queues))
+    fetched = intake.fetch(17, PATIENCE)
+    number = ask(driver, "SELECT number FROM workers WHERE name = 'w1'")[0][0]
+    claimed = ask(driver, f"SELECT body FROM messages WHERE claim = {number}")
+    assert len(fetched) == 17
+    assert {(delivery.body,) for delivery in fetched} == set(claimed)
+    intake.close()
+    other.close()
+
+
 # --- what can't be used says so in one sentence
 
 
