@@ -44,8 +44,14 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port} (vhost '{self.vhost}')"
 
-    def parameters(self, connection_name: str) -> pika.ConnectionParameters:
-        """What pika needs to connect. Reads certificate files, if any are named."""
+    def parameters(self, connection_name: str, *, in_a_hurry: bool = False) -> pika.ConnectionParameters:
+        """What pika needs to connect. Reads certificate files, if any are named.
+
+        Args:
+            connection_name: Who we are.
+            in_a_hurry: Another host can be tried, so that a send comes through within its deadline although this
+                one is dead. 1.5 s allow for a first packet that was lost.
+        """
         return pika.ConnectionParameters(
             host=self.host,
             port=self.port,
@@ -53,8 +59,8 @@ class Address:
             credentials=pika.PlainCredentials(self.user, self.password),
             heartbeat=self.heartbeat,
             connection_attempts=1,  # trying again is the link's affair
-            socket_timeout=5,
-            stack_timeout=8,
+            socket_timeout=1.5 if in_a_hurry else 5,
+            stack_timeout=3 if in_a_hurry else 8,
             blocked_connection_timeout=None,
             ssl_options=self._tls_options() if self.tls else None,
             client_properties={"connection_name": connection_name, "product": "Callboard"},

@@ -64,7 +64,7 @@ class Link:
     ) -> None:
         self.name = name
         #: Why there is no connection: one sentence, or None while there is one.
-        self.outage: str | None = f"connecting to {addresses[0]}"
+        self.outage: str | None = f"RabbitMQ at {addresses[0]} hasn't answered yet"
         #: Why RabbitMQ takes no messages (a memory or disk alarm), or None.
         self.blocked: str | None = None
         #: How many connections there have been.
@@ -225,7 +225,7 @@ class Link:
             return
         try:
             self._stream = Stream(
-                self._address.parameters(self.name),
+                self._address.parameters(self.name, in_a_hurry=len(self._addresses) > 1),
                 on_open_callback=lambda stream: self._guard(lambda: self._opened(stream)),
                 on_open_error_callback=lambda _, error: self._guard(lambda: self._not_opened(error)),
                 on_close_callback=lambda _, error: self._guard(lambda: self._lost(error)),
