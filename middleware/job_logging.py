@@ -8,7 +8,7 @@ from typing import Any
 from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
-from callboard.brokers.claim import DONE, Die, Drop, Finish, GiveBack, Later
+from callboard.brokers.claim import DONE, Die, Drop, Finish, GiveBack, Later, Merge
 from callboard.loggers import get_logger
 from callboard.states import State
 
@@ -42,6 +42,8 @@ class JobLogging(Middleware):
             line.info("job given back, the attempt doesn't count")
         elif isinstance(disposition, Drop):
             line.warning("claim lost, the job runs elsewhere")
+        elif isinstance(disposition, Merge):
+            line.info("a copy of a message went, its job has gone further already")
 
     after_nack = after_ack
 

@@ -68,7 +68,13 @@ class Drop:
     """The claim is gone, somebody else has the message by now: do nothing."""
 
 
-Disposition = Finish | Later | Die | HookFailed | GiveBack | Drop
+@dataclass(slots=True, frozen=True)
+class Merge:
+    """The job has gone further than this message says (see `callboard.brokers.copies`): the message goes, and
+    nothing is told of it."""
+
+
+Disposition = Finish | Later | Die | HookFailed | GiveBack | Drop | Merge
 
 DONE = Finish()
 

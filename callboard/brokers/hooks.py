@@ -14,8 +14,10 @@ from dramatiq import Middleware
 from dramatiq.middleware import Callbacks, GroupCallbacks, Interrupt, MiddlewareError, Pipelines, SkipMessage
 from dramatiq.results import Results
 
-from callboard.brokers.claim import ClaimedMessage, Drop, Finish, GiveBack, HookFailed
+from callboard.brokers import copies
+from callboard.brokers.claim import ClaimedMessage, Drop, Finish, GiveBack, HookFailed, Merge
 from callboard.brokers.core import Core
+from callboard.errors import StoreUnavailable
 from callboard.loggers import get_logger
 from callboard.states import State
 
@@ -68,6 +70,9 @@ class Hooks(Core):
         if not message.intake.holds(message.delivery):
             message.disposition = Drop()
             raise SkipMessage("the claim is gone")
+        if copies.may_be_copy(message) and self._is_overtaken(message):
+            message.disposition = Merge()
+            raise SkipMessage("the job has gone further than this message says")
         message.started_at = self.clock()
         self.running[threading.get_ident()] = message
         for hook in self._hooks_of("before_process_message"):
@@ -84,6 +89,15 @@ class Hooks(Core):
                 )
                 message.disposition = HookFailed(_hook_name(hook), error)
                 raise SkipMessage(f"{_hook_name(hook)} failed") from error
+
+    def _is_overtaken(self, message: ClaimedMessage) -> bool:
+        try:
+            return copies.is_overtaken(self, message)
+        except StoreUnavailable as error:
+            log.warning(
+                "a job may run again, for the store is away", job_id=message.message_id, error=str(error)
+            )
+            return False
 
     def after_run(self, message: ClaimedMessage, result: Any, error: BaseException | None) -> None:
         """Run the hooks after a job's body, whether it succeeded or failed."""
@@ -110,20 +124,25 @@ class Hooks(Core):
         self._note_failure(message, self._call_hooks("after_skip_message", message))
 
     def _note_failure(self, message: ClaimedMessage, failed: HookFailed | None) -> None:
-        if failed is not None and not isinstance(message.disposition, Drop | GiveBack):
+        if failed is not None and not isinstance(message.disposition, Drop | GiveBack | Merge):
             message.disposition = failed
 
     def _call_hooks(self, method: str, *args: Any, **kwargs: Any) -> HookFailed | None:
         """Run every hook, whatever the others do; returns the first failure."""
         failed: HookFailed | None = None
         for hook in self._hooks_of(method):
-            try:
-                hook(self, *args, **kwargs)
-            except BaseException as error:
-                _let_pass(error)
-                log.exception("hook failed", hook=_hook_name(hook))
-                failed = failed or HookFailed(_hook_name(hook), error)
+            failure = self._call_hook(hook, *args, **kwargs)
+            failed = failed or failure
         return failed
+
+    def _call_hook(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> HookFailed | None:
+        try:
+            hook(self, *args, **kwargs)
+        except BaseException as error:
+            _let_pass(error)
+            log.exception("hook failed", hook=_hook_name(hook))
+            return HookFailed(_hook_name(hook), error)
+        return None
 
     def _hooks_of(self, method: str) -> list[Callable[..., Any]]:
         """The hooks that do something: those that a middleware overrides, in their order."""

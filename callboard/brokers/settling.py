@@ -6,7 +6,17 @@ import msgspec
 
 from callboard import dead_letter, envelope, queues
 from callboard.brokers import unique
-from callboard.brokers.claim import DONE, ClaimedMessage, Die, Drop, Finish, GiveBack, HookFailed, Later
+from callboard.brokers.claim import (
+    DONE,
+    ClaimedMessage,
+    Die,
+    Drop,
+    Finish,
+    GiveBack,
+    HookFailed,
+    Later,
+    Merge,
+)
 from callboard.brokers.driver import Delivery, Intake, Outgoing, PutError
 from callboard.brokers.hooks import Hooks
 from callboard.envelope import AttemptError
@@ -42,7 +52,7 @@ class Settling(Hooks):
         disposition = self._resolved(message)
         message.disposition = disposition
         delivery, intake = message.delivery, message.intake
-        if isinstance(disposition, Finish):
+        if isinstance(disposition, Finish | Merge):
             intake.ack(delivery)
         elif isinstance(disposition, Later):
             if not self._move(delivery, intake, self._again(message, disposition)):
@@ -58,7 +68,7 @@ class Settling(Hooks):
         if isinstance(message.disposition, Finish | Die):
             self._let_go(message)
 
-    def _resolved(self, message: ClaimedMessage) -> Finish | Later | Die | GiveBack | Drop:
+    def _resolved(self, message: ClaimedMessage) -> Finish | Later | Die | GiveBack | Drop | Merge:
         disposition = message.disposition
         if disposition is None:
             return Die("rejected by a middleware") if message.failed else DONE

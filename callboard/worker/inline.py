@@ -21,7 +21,7 @@ from dramatiq.asyncio import get_event_loop_thread, set_event_loop_thread
 
 from callboard import envelope, queues
 from callboard.brokers.base import Broker
-from callboard.brokers.claim import ClaimedMessage, Die, Drop, Finish, GiveBack, HookFailed, Later
+from callboard.brokers.claim import ClaimedMessage, Die, Drop, Finish, GiveBack, HookFailed, Later, Merge
 from callboard.brokers.driver import Delivery, Intake, Outgoing
 from callboard.brokers.stub import StubDriver, StubIntake
 from callboard.context import enter_run
@@ -329,6 +329,8 @@ def _fate(message: ClaimedMessage) -> tuple[str, str]:
         return State.DEAD, disposition.reason
     if isinstance(disposition, GiveBack):
         return State.QUEUED, "interrupted, the attempt doesn't count"
+    if isinstance(disposition, Merge):
+        return "merged", "a copy of a message whose job has gone further"
     assert isinstance(disposition, Drop), disposition
     return "lost", "its claim was gone"
 

@@ -35,6 +35,16 @@ class Slots:
         lengths = [(offset + 1, memory[offset]) for offset in self._offsets]
         return [memory[start : start + n].decode(errors="replace") for start, n in lengths if n]
 
+    def is_running(self, job_id: str) -> bool:
+        """Whether any thread of any process that shares this memory runs a job."""
+        memory, data = self._memory, job_id.encode()
+        found = memory.find(data, 0)
+        while found >= 0:
+            if found % _SIZE == 1 and memory[found - 1] == len(data):
+                return True
+            found = memory.find(data, found + 1)
+        return False
+
     def clear(self) -> None:
         """Make them ready for another process."""
         for offset in self._offsets:

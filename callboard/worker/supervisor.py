@@ -517,6 +517,7 @@ class Supervisor:
         now, seat = time.monotonic(), process.seat
         slots = self._slots.of(process.block)
         running = tuple(slots.running())
+        slots.clear()  # what it ran doesn't run any more
         self._blocks.append(process.block)
         if seat.successor is process:
             seat.successor = None

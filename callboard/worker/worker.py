@@ -23,6 +23,7 @@ from callboard.loggers import get_logger
 from callboard.store.base import Control
 from callboard.store.control import ControlWatch
 from callboard.worker.pace import AHEAD_MOST, Pace
+from callboard.worker.redeliveries import Redeliveries
 from callboard.worker.shutdown import Shutdown
 from callboard.worker.slots import Slots
 from callboard.worker.work_queue import WorkQueue
@@ -67,6 +68,7 @@ class Worker:
         self._has_room = threading.Event()
         self._napping = False
         self._work = WorkQueue(on_idle=self._end_nap)
+        self._redeliveries = Redeliveries(broker, self._is_running)
         self._claimer = threading.Thread(target=self._claim, name="callboard-claimer", daemon=True)
         self._runners = [
             threading.Thread(target=self._run, args=(n,), name=f"callboard-runner-{n}", daemon=True)
@@ -76,7 +78,7 @@ class Worker:
     @property
     def claimed(self) -> int:
         """How many jobs it holds and hasn't started."""
-        return len(self._work)
+        return len(self._work) + len(self._redeliveries)
 
     @property
     def running(self) -> list[ClaimedMessage]:
@@ -133,6 +135,9 @@ class Worker:
                 self._has_room.clear()
                 self._napping = True
                 room, patience = self._room()
+                if self._redeliveries:
+                    room -= self._start_redelivered(room)
+                    patience = min(patience, self._redeliveries.patience())
                 if room > 0:
                     self._napping = False
                     self._hand_over(self._intake.fetch(room, patience))
@@ -141,6 +146,8 @@ class Worker:
             except Exception:
                 log.exception("claiming failed, it goes on in a second")
                 self._stopping.wait(1.0)
+        left = [*self._redeliveries.close(), *self._work.close()]
+        self._give_back([message.delivery for message in left])
 
     def _end_nap(self) -> None:
         if self._napping:
@@ -181,10 +188,28 @@ class Worker:
                     queue=delivery.queue,
                 )
                 continue
-            if message is not None:
+            if message is None:
+                continue
+            if delivery.redelivered and self._redeliveries.concerns(message):
+                self._redeliveries.hold(message)
+            else:
                 self._work.put(message)
         if self._stopping.is_set():  # which may have emptied the queue before the last of these came
             self._give_back([message.delivery for message in self._work.close()])
+
+    def _start_redelivered(self, room: int) -> int:
+        """Start jobs that were delivered before, and may start by now; returns how many."""
+        taken = self._redeliveries.take(room)
+        for message in taken:
+            self._work.put(message)
+        self._give_back([message.delivery for message in self._redeliveries.surplus()])
+        return len(taken)
+
+    def _is_running(self, job_id: str) -> bool:
+        """Whether a job runs in this process or, where that can be told, another one of this worker."""
+        if self._slots is not None and self._slots.is_running(job_id):
+            return True
+        return any(message.message_id == job_id for message in self.running)
 
     def _give_back(self, deliveries: list[Delivery]) -> None:
         if deliveries:

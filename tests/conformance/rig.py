@@ -135,6 +135,10 @@ class Witness(Middleware):
 
     def __init__(self) -> None:
         self.starts: list[Start] = []
+        self.skipped: list[str] = []  # ids of the messages that were kept from running
+
+    def after_skip_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        self.skipped.append(message.message_id)
 
     def before_process_message(self, broker: dramatiq.Broker, message: Any) -> None:
         assert isinstance(message, ClaimedMessage)

@@ -1093,13 +1093,14 @@ def test_a_connection_that_is_closed_while_jobs_run_loses_none_and_acks_no_other
     node.close_all_connections()
     eventually(lambda: not any(claim.intake.holds(claim.delivery) for claim in held_claims))
     gate.opened.set()
-    # At least once: the ack of what ran went to the closed connection.
-    eventually(lambda: gate.passed == [held.message_id] * 2)
+    # The ack of what ran went to the closed connection, so its message comes again.
+    eventually(lambda: len(gate.passed) + rig.witness.skipped.count(held.message_id) == 2)
     for message in waiting:
         rig.reaches(message, State.SUCCEEDED)
     rig.finish()
     assert sorted(note.seen) == ["0", "1"]  # none was started through the claim that was gone, too
-    assert len(gate.passed) == 2
+    if rig.worker_name == "callboard":
+        assert gate.passed == [held.message_id], "its record told that it had ended"
 
 
 # --- dead letters

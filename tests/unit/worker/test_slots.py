@@ -45,3 +45,14 @@ if pid == 0:
 os.waitpid(pid, 0)
 assert memory.of(0).running() == ["running-when-it-died"]
 """
+
+
+def test_any_process_can_tell_what_runs_in_another() -> None:
+    memory = SlotMemory(processes=2, threads=2)
+    memory.of(1).start(1, "job-12")
+    mine = memory.of(0)
+    assert mine.is_running("job-12")
+    assert not mine.is_running("job-1")
+    assert not mine.is_running("ob-12")
+    memory.of(1).end(1)
+    assert not mine.is_running("job-12")

@@ -1,0 +1,261 @@
+"""A job that was delivered before waits, and is looked at, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from callboard import State
+from callboard.actor import ActorDecorator
+from callboard.brokers.base import Broker
+from callboard.brokers.claim import ClaimedMessage
+from callboard.brokers.driver import IntakeOptions
+from callboard.brokers.stub import StubDriver, StubIntake
+from callboard.errors import StoreUnavailable
+from callboard.worker.redeliveries import WAIT, Redeliveries, lease_key
+from callboard.worker.worker import Worker
+from tests.unit.worker.conftest import PATIENCE, Gate, Working
+
+QUEUE = "jobs.medium"
+
+Redelivered = Callable[[], ClaimedMessage]
+
+
+class Network(StubDriver):
+    """A driver that takes claims back from workers that live, as RabbitMQ does."""
+
+    claims_are_leases = False
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def driver() -> StubDriver:
+    return Network()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def running() -> set[str]:
+    return set()
+
+
+@pytest.fixture
+def held(broker: Broker, running: set[str], clock: Clock) -> Redeliveries:
+    return Redeliveries(broker, running.__contains__, clock=clock)
+
+
+@pytest.fixture
+def redelivered(broker: Broker, actor: ActorDecorator) -> Redelivered:
+    """Claims a job that another worker had."""
+
+    @actor(category="jobs")
+    def do_nothing() -> None:
+        pass
+
+    def claim() -> ClaimedMessage:
+        do_nothing.send()
+        for worker in ("the first", "the second"):
+            intake = broker.driver.open_intake(IntakeOptions([QUEUE], 10, worker))
+            (delivery,) = intake.fetch(1, PATIENCE)
+            if worker == "the first":
+                assert isinstance(intake, StubIntake)
+                intake.crash()
+        assert delivery.redelivered
+        message = broker.receive(delivery, intake)
+        assert message is not None
+        return message
+
+    return claim
+
+
+def test_it_may_start_when_its_wait_is_over(
+    held: Redeliveries, redelivered: Redelivered, clock: Clock
+) -> None:
+    message = redelivered()
+    assert held.concerns(message)
+    held.hold(message)
+    assert held.patience() == WAIT
+    clock.now += WAIT - 0.1
+    assert held.take(10) == []
+    clock.now += 0.2
+    assert held.take(10) == [message]
+    assert len(held) == 0
+
+
+def test_no_more_are_started_than_there_is_room_for_and_the_surplus_goes_back(
+    held: Redeliveries, redelivered: Redelivered, clock: Clock
+) -> None:
+    messages = [redelivered() for _ in range(3)]
+    for message in messages:
+        held.hold(message)
+    clock.now += WAIT
+    assert held.take(0) == []
+    assert held.take(1) == messages[:1]
+    assert held.surplus() == []
+    clock.now += 60
+    assert held.surplus() == messages[1:]
+    assert len(held) == 0
+
+
+def test_it_waits_while_the_job_runs_in_this_worker(
+    held: Redeliveries, redelivered: Redelivered, clock: Clock, running: set[str]
+) -> None:
+    message = redelivered()
+    running.add(message.message_id)
+    held.hold(message)
+    for _ in range(100):
+        clock.now += WAIT
+        assert held.take(10) == []
+    running.clear()
+    clock.now += WAIT
+    assert held.take(10) == [message]
+
+
+def test_it_waits_while_somebody_has_the_jobs_lease(
+    held: Redeliveries, redelivered: Redelivered, clock: Clock, broker: Broker
+) -> None:
+    message = redelivered()
+    assert broker.store is not None
+    key = lease_key(message.message_id)
+    broker.store.claim_key(key, "another host", ttl=3600)
+    held.hold(message)
+    for _ in range(100):
+        clock.now += WAIT
+        assert held.take(10) == []
+    broker.store.release_key(key, "another host")
+    clock.now += WAIT
+    assert held.take(10) == [message]
+
+
+def test_it_waits_while_the_store_cant_be_read(
+    held: Redeliveries,
+    redelivered: Redelivered,
+    clock: Clock,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def away(*args: Any) -> None:
+        raise StoreUnavailable("it is away")
+
+    message = redelivered()
+    held.hold(message)
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.store, "key_owner", away)
+        clock.now += WAIT
+        assert held.take(10) == []
+    clock.now += WAIT
+    assert held.take(10) == [message]
+
+
+def test_one_whose_claim_is_gone_is_forgotten(
+    held: Redeliveries, redelivered: Redelivered, clock: Clock
+) -> None:
+    message = redelivered()
+    held.hold(message)
+    message.intake.close()
+    clock.now += WAIT
+    assert held.take(10) == []
+    assert len(held) == 0
+
+
+def test_two_copies_of_a_job_dont_start_together(
+    held: Redeliveries, redelivered: Redelivered, clock: Clock
+) -> None:
+    message, copy = redelivered(), redelivered()
+    copy.message_id = message.message_id
+    for one in (message, copy):
+        held.hold(one)
+    clock.now += WAIT
+    assert held.take(10) == [message]
+    assert held.take(10) == []
+    clock.now += 60
+    assert held.take(10) == [copy]
+
+
+def test_where_claims_are_leases_nothing_waits(broker: Broker, redelivered: Redelivered) -> None:
+    message = redelivered()
+    broker.driver.claims_are_leases = True  # type: ignore[misc]  # of this one driver only
+    assert not Redeliveries(broker, lambda _: False).concerns(message)
+
+
+def test_a_worker_holds_no_thread_for_it_and_gives_it_back_when_it_stops(
+    broker: Broker, redelivered: Redelivered, working: Working, gate: Gate, actor: ActorDecorator
+) -> None:
+    message = redelivered()
+    lost = message.intake
+    assert isinstance(lost, StubIntake)
+    lost.crash()
+
+    @actor(category="jobs")
+    def arrive() -> None:
+        gate.pass_through()
+
+    assert broker.store is not None
+    broker.store.claim_key(lease_key(message.message_id), "another host", ttl=3600)
+    worker: Worker = working(threads=1)
+    arrive.send()
+    gate.wait_for()  # behind it in the queue
+    gate.open()
+    assert worker.claimed >= 1
+    assert worker.stop()
+    counts = broker.driver.counts([QUEUE])[QUEUE]
+    assert (counts.ready, counts.claimed) == (1, 0)
+
+
+def test_a_copy_of_what_has_ended_goes_without_a_run(
+    broker: Broker, redelivered: Redelivered, working: Working
+) -> None:
+    message = redelivered()
+    intake = message.intake
+    assert isinstance(intake, StubIntake)
+    broker.before_run(message)
+    broker.after_run(message, None, None)
+    message.intake = _Deaf()  # its ack is lost
+    broker.finish(message)
+    assert broker.recorder is not None
+    assert broker.recorder.flush(PATIENCE)
+    copy = broker.receive(message.delivery, intake)
+    assert copy is not None
+    working_process = working()
+    working_process._process(copy)
+    counts = broker.driver.counts([QUEUE])[QUEUE]
+    assert (counts.ready, counts.claimed) == (0, 0)
+    assert copy.started_at is None
+    record = broker.store.get(copy.message_id) if broker.store is not None else None
+    assert record is not None
+    assert record.state is State.SUCCEEDED
+
+
+def test_a_second_job_with_the_id_of_one_that_has_ended_runs(
+    broker: Broker, redelivered: Redelivered, working: Working
+) -> None:
+    message = redelivered()
+    broker.before_run(message)
+    broker.after_run(message, None, None)
+    broker.finish(message)
+    second = redelivered()
+    second.message_id = message.message_id
+    second.message_timestamp += 1000
+    working()._process(second)
+    assert second.started_at is not None
+
+
+class _Deaf(StubIntake):
+    def __init__(self) -> None:
+        pass
+
+    def ack(self, delivery: Any) -> None:
+        pass
