@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from inspect import iscoroutinefunction
+from itertools import islice
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -40,6 +41,8 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 M = TypeVar("M", bound=BaseModel)
+
+_MADE_AT_ONCE = 256  # messages
 
 
 class JobActor(dramatiq.Actor[P, R]):
@@ -190,11 +193,22 @@ class JobActor(dramatiq.Actor[P, R]):
     def _messages(
         self, options: SendOptions, payloads: Iterable[Mapping[str, Any] | BaseModel]
     ) -> Iterator[Message[R]]:
-        for item in payloads:
-            if isinstance(item, BaseModel):
-                yield self._message(options, (item,), {}, check=False)
-            else:
-                yield self._message(options, (), item, check=False)
+        """Messages that aren't checked yet, made as they are asked for."""
+        rest = iter(payloads)
+        while items := list(islice(rest, _MADE_AT_ONCE)):
+            ids = [options.job_id] * len(items) if options.job_id else envelope.new_job_ids(len(items))
+            queue, extras, now = self._queue(options), self._extras(options), self._now_ms()
+            for job_id, item in zip(ids, items, strict=True):
+                args: tuple[Any, ...] = ()
+                if type(item) is dict:
+                    kwargs = item
+                elif isinstance(item, BaseModel):
+                    args, kwargs = (item,), {}
+                else:
+                    kwargs = dict(item)
+                yield envelope.new_message(
+                    queue, self.actor_name, args, kwargs, {"callboard": extras.copy()}, job_id, now
+                )
 
     def _message(
         self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True
@@ -207,21 +221,25 @@ class JobActor(dramatiq.Actor[P, R]):
                 args = ()
             except PayloadMismatch as error:
                 raise InvalidPayload(f"'{self.actor_name}': {error}", job_id=job_id) from error
-        return Message(
-            queue_name=queue_for(self.category, options.priority) if options.priority else self.queue_name,
-            actor_name=self.actor_name,
-            args=args,
-            kwargs=fields,
-            options={
-                "callboard": options.extras(
-                    self.actor_name,
-                    payload_version=self.payload_version,
-                    expires=self.options.get("expires"),
-                    clock=self.broker.clock,
-                )
-            },
-            message_id=job_id,
-            message_timestamp=self._now_ms(),
+        return envelope.new_message(
+            self._queue(options),
+            self.actor_name,
+            args,
+            fields,
+            {"callboard": self._extras(options)},
+            job_id,
+            self._now_ms(),
+        )
+
+    def _queue(self, options: SendOptions) -> str:
+        return queue_for(self.category, options.priority) if options.priority else self.queue_name
+
+    def _extras(self, options: SendOptions) -> dict[str, Any]:
+        return options.extras(
+            self.actor_name,
+            payload_version=self.payload_version,
+            expires=self.options.get("expires"),
+            clock=self.broker.clock,
         )
 
     def _now_ms(self) -> int:

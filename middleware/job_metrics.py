@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from dramatiq import Broker, Message, Middleware
@@ -30,6 +32,12 @@ class JobMetrics(Middleware):
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         self._of(message.queue_name, message.actor_name).enqueued()
+
+    def after_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        """`after_enqueue` for many messages at once."""
+        counts = Counter([(message.queue_name, message.actor_name) for message in messages])
+        for (queue_name, actor_name), count in counts.items():
+            self._of(queue_name, actor_name).enqueued(count)
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         assert isinstance(broker, CallboardBroker)

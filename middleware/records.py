@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from dramatiq import Broker, Message, Middleware
@@ -27,11 +29,25 @@ class Records(Middleware):
         assert isinstance(broker, CallboardBroker)
         if broker.recorder is None:
             return
-        queued = _Queued(broker, message, delay)
-        if isinstance(broker.actors.get(message.actor_name), JobActor):
-            broker.recorder.record_lazily(queued)  # its arguments are a copy, nobody changes them meanwhile
+        queued = partial(_queued, broker, delay, broker.clock(), message)
+        if _is_ours(broker, message):
+            broker.recorder.record_lazily(queued)
         else:
             broker.recorder.record(queued())
+
+    def after_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        """`after_enqueue` for many messages at once."""
+        assert isinstance(broker, CallboardBroker)
+        if broker.recorder is None:
+            return
+        if all(_is_ours(broker, message) for message in messages):
+            now = broker.clock()
+            broker.recorder.record_many_lazily(
+                [partial(_queued, broker, delay, now, message) for message in messages]
+            )
+        else:
+            for message in messages:
+                self.after_enqueue(broker, message, delay)
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
@@ -46,37 +62,31 @@ class Records(Middleware):
     after_nack = after_ack
 
 
-class _Queued:
-    """That a job was queued. Making the change takes as long as the checks of a send, so the recorder does it."""
+def _is_ours(broker: CallboardBroker, message: Message[Any]) -> bool:
+    """Whether its arguments are a copy, so that nobody changes them before the recorder gets to them."""
+    return isinstance(broker.actors.get(message.actor_name), JobActor)
 
-    __slots__ = ("_broker", "_delay", "_message", "_now")
 
-    def __init__(self, broker: CallboardBroker, message: Message[Any], delay: int | None) -> None:
-        self._broker = broker
-        self._message = message
-        self._delay = delay
-        self._now = broker.clock()
-
-    def __call__(self) -> Change:
-        message, delay, now = self._message, self._delay, self._now
-        state = State.QUEUED if delay is None else State.SCHEDULED
-        category, priority = queues.split(message.queue_name)
-        extras = message.options.get("callboard") or {}
-        return Change(
-            job_id=message.message_id,
-            order=order(0, state),
-            state=state,
-            at=now,
-            actor=message.actor_name,
-            category=category,
-            queue=message.queue_name,
-            priority=int(priority),
-            tags=tuple(extras.get("tags", ())) or None,
-            payload=_payload(self._broker, message),
-            enqueued_at=message.message_timestamp / 1000,
-            due_at=None if delay is None else now + delay / 1000,
-            expires_at=extras.get("expires"),
-        )
+def _queued(broker: CallboardBroker, delay: int | None, now: float, message: Message[Any]) -> Change:
+    """That a job was queued. To make the change takes as long as the checks of a send, so the recorder does it."""
+    state = State.QUEUED if delay is None else State.SCHEDULED
+    category, priority = queues.split(message.queue_name)
+    extras = message.options.get("callboard") or {}
+    return Change(
+        job_id=message.message_id,
+        order=order(0, state),
+        state=state,
+        at=now,
+        actor=message.actor_name,
+        category=category,
+        queue=message.queue_name,
+        priority=priority._value_,  # `int()` of it takes six times as long
+        tags=tuple(extras.get("tags", ())) or None,
+        payload=_payload(broker, message),
+        enqueued_at=message.message_timestamp / 1000,
+        due_at=None if delay is None else now + delay / 1000,
+        expires_at=extras.get("expires"),
+    )
 
 
 class _Start:
@@ -118,7 +128,7 @@ def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
         actor=message.actor_name,
         category=category,
         queue=message.queue_name,
-        priority=priority._value_,  # `int()` of it takes six times as long
+        priority=priority._value_,
         enqueued_at=message.message_timestamp / 1000,
         started_at=message.started_at if ran else None,
         attempt=message.attempt if ran else None,

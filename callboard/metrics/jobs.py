@@ -62,11 +62,11 @@ class JobNumbers:
         self._floats = [0.0] * FLOATS
         self._shown: list[float] | memoryview[float] = self._floats  # the same, where others can see them
 
-    def enqueued(self) -> None:
-        """A job was accepted."""
+    def enqueued(self, count: int = 1) -> None:
+        """Some jobs were accepted."""
         floats, shown = self._floats, self._shown
         with self._lock:
-            shown[_ENQUEUED] = floats[_ENQUEUED] = floats[_ENQUEUED] + 1
+            shown[_ENQUEUED] = floats[_ENQUEUED] = floats[_ENQUEUED] + count
 
     def started(self, queue_seconds: float) -> None:
         """A run was started, so long after it could have been."""

@@ -111,6 +111,13 @@ class Recorder:
         in the recorder's thread, and returns None if there is nothing to tell any more."""
         self.record(make)  # type: ignore[arg-type]  # told apart by `_made`
 
+    def record_many_lazily(self, makes: Sequence[Callable[[], Change | None]]) -> None:
+        """`record_lazily` for many at once, in their sequence."""
+        for start in range(0, len(makes), self._batch):  # in pieces, for the sake of the bound
+            piece = makes[start : start + self._batch]
+            self._pending.extend(piece[:-1])
+            self.record_lazily(piece[-1])
+
     @property
     def pending(self) -> int:
         """How many changes wait to be written."""
