@@ -54,7 +54,7 @@ class Health:
         if policy.startswith(self._evicting) and facts.get("maxmemory", "0") != "0":
             raise Refused(
                 f"Redis at {address} may evict {self._kept} when its memory is full (maxmemory-policy {policy}): "
-                "set maxmemory-policy to noeviction, or use another Redis for {self._kept}"
+                f"set maxmemory-policy to noeviction, or use another Redis for {self._kept}"
             )
         if facts.get("loading") == "1":  # which some servers call "not writing to the disk" meanwhile
             return
@@ -63,5 +63,5 @@ class Health:
             log.warning(
                 "redis_keeps_nothing",
                 redis=str(address),
-                advice=f"it writes nothing to disk, so a restart loses all {self._kept}: set 'appendonly yes'",
+                advice=f"it writes nothing to disk, so a restart loses {self._kept}: set 'appendonly yes'",
             )

@@ -16,16 +16,16 @@ class Script:
     sha: bytes
 
 
-def assemble(package: str, parts: Sequence[str], *, allow_oom: bool) -> Script:
+def assemble(package: str, parts: Sequence[str], *, flags: str = "") -> Script:
     """A script made of files in a package's folder `lua`.
 
     Args:
         package: The package.
         parts: The files' names, without '.lua': what is shared comes before what uses it.
-        allow_oom: Whether it may run while Redis is out of memory.
+        flags: 'allow-oom' if it may run while Redis is out of memory, 'no-writes' if it changes nothing.
     """
     folder = resources.files(package) / "lua"
-    head = "#!lua flags=allow-oom" if allow_oom else "#!lua"
+    head = f"#!lua flags={flags}" if flags else "#!lua"
     text = "\n".join(
         [head, *((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)]
     ).encode()

@@ -13,11 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from callboard.states import State
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Change(msgspec.Struct, kw_only=True, gc=False):
@@ -150,7 +153,7 @@ class Heartbeat:
 
 @dataclass(slots=True, kw_only=True)
 class Control:
-    """What was asked of running workers. Workers poll it, and act within a second.
+    """What was asked of running workers. Workers watch it, and act within a second.
 
     A `version` says only whether something has changed: compare it for equality.
     """
@@ -172,8 +175,33 @@ class AuditEntry:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+class ControlBell(ABC):
+    """Wakes somebody who waits for a change of control. One thread's own, but for `ring`."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> None:
+        """Return when control may have changed, or when it rang, or after `timeout` seconds at the latest.
+
+        It never raises: while it can't hear of changes, it takes the whole time.
+        """
+
+    @abstractmethod
+    def ring(self) -> None:
+        """Let `wait` return now. From any thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Hang up for good."""
+
+
 class Store(ABC):
-    """What is known about jobs."""
+    """What is known about jobs.
+
+    Attributes:
+        path: The file on this host that has it all, where it is one.
+    """
+
+    path: Path | None = None
 
     # -- records ---------------------------------------------------------------------------------------
 
@@ -207,13 +235,18 @@ class Store(ABC):
 
     @abstractmethod
     def remove_ended(self, *, before: float, limit: int = 10_000) -> int:
-        """Forget up to `limit` records that ended before a moment; returns how many went. Dead ones stay."""
+        """Forget up to `limit` records that ended before a moment, those of the oldest jobs first; returns how
+        many went. Dead ones stay."""
 
     # -- control ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def control(self, *, known_version: int = -1) -> Control | None:
         """What is asked of workers, or None if nothing has changed since `known_version`."""
+
+    def control_bell(self) -> ControlBell | None:
+        """What tells at once of a change of control; None where one has to look."""
+        return None
 
     @abstractmethod
     def pause(self, queue: str) -> None:

@@ -12,7 +12,7 @@ from callboard.store.base import Control
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from callboard.store.base import Store
+    from callboard.store.base import ControlBell, Store
 
 log = get_logger(__name__)
 
@@ -20,9 +20,10 @@ _NOTHING_ASKED = Control(version=-1, paused=frozenset(), cancelled={})
 
 
 class ControlWatch:
-    """Polls a store's control from a thread, and keeps it in memory.
+    """Watches a store's control from a thread, and keeps it in memory.
 
-    While the store can't be read, what was last known holds.
+    It looks twice a second, and at once where the store tells of changes. While the store can't be read, what was
+    last known holds.
 
     Parameters:
         store: Where from.
@@ -39,6 +40,7 @@ class ControlWatch:
         self._control = _NOTHING_ASKED
         self._away = False
         self._stop = threading.Event()
+        self._bell: ControlBell | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -61,8 +63,9 @@ class ControlWatch:
         if self._thread is None or not self._thread.is_alive():
             self.refresh()
             self._stop = threading.Event()
+            self._bell = self._store.control_bell()
             self._thread = threading.Thread(
-                target=self._watch, args=(self._stop,), name="callboard-control", daemon=True
+                target=self._watch, args=(self._stop, self._bell), name="callboard-control", daemon=True
             )
             self._thread.start()
 
@@ -70,6 +73,8 @@ class ControlWatch:
         """Stop looking. What is known stays."""
         thread, self._thread = self._thread, None
         self._stop.set()
+        if self._bell is not None:
+            self._bell.ring()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -89,9 +94,16 @@ class ControlWatch:
             self._control = control
             self._tell(control)
 
-    def _watch(self, stop: threading.Event) -> None:
-        while not stop.wait(self._interval):
-            self.refresh()
+    def _watch(self, stop: threading.Event, bell: ControlBell | None) -> None:
+        while not stop.is_set():
+            if bell is not None:
+                bell.wait(self._interval)
+            else:
+                stop.wait(self._interval)
+            if not stop.is_set():
+                self.refresh()
+        if bell is not None:
+            bell.close()
 
     def _tell(self, control: Control) -> None:
         if self.on_change is not None:

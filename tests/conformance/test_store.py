@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from callboard.errors import InvalidQuery, StoreUnavailable
 from callboard.states import State, order
 from callboard.store.base import AuditEntry, Change, Heartbeat, Page, Query, Record, Store
 from callboard.store.recorder import Recorder
+from callboard.store.redis import RedisStore
 from callboard.store.sqlite import SQLiteStore
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
@@ -56,19 +56,28 @@ class Subject:
         return store
 
 
-def _in_memory(folder: Path) -> Subject:
+def _in_memory(request: pytest.FixtureRequest) -> Subject:
     return Subject(partial(SQLiteStore, ":memory:"), across_processes=False)
 
 
-SUBJECTS: dict[str, Callable[[Path], Subject]] = {
-    "file": lambda folder: Subject(partial(SQLiteStore, folder / "store.db")),
+def _in_a_file(request: pytest.FixtureRequest) -> Subject:
+    return Subject(partial(SQLiteStore, request.getfixturevalue("tmp_path") / "store.db"))
+
+
+def _in_redis(request: pytest.FixtureRequest) -> Subject:
+    return Subject(partial(RedisStore, request.getfixturevalue("redis_url"), namespace="tests"))
+
+
+SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], Subject]] = {
+    "file": _in_a_file,
     "memory": _in_memory,
+    "redis": _in_redis,
 }
 
 
 @pytest.fixture(params=SUBJECTS)
-def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
-    made = SUBJECTS[request.param](tmp_path)
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    made = SUBJECTS[request.param](request)
     with made.stack:
         yield made
 

@@ -15,4 +15,4 @@ def script(name: str) -> Script:
     file = "put" if name == "exchange" else name
     shared = ("common", "claims") if name in _OF_CLAIMS else ("common",)
     # A put is refused while Redis is out of memory; whatever makes room, or moves a job on, never is.
-    return assemble("callboard.brokers.redis", (*shared, file), allow_oom=name != "put")
+    return assemble("callboard.brokers.redis", (*shared, file), flags="" if name == "put" else "allow-oom")

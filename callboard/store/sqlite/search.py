@@ -13,8 +13,6 @@ may then come out short, with a `next` to go on.
 # ruff: noqa: S608 - columns and tables are constants of this package, every value is bound
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import struct
 from contextlib import ExitStack, closing
@@ -22,10 +20,10 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from callboard.errors import InvalidQuery
 from callboard.states import State
 from callboard.store.base import Event, Page, Record
 from callboard.store.merge import FIELDS, KIND
+from callboard.store.pages import LOOKED_AT, check, is_exact, no_cursor, read_cursor, write_cursor
 from callboard.store.sqlite.records import STORY_LENGTH
 
 if TYPE_CHECKING:
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
 
     from callboard.store.base import Query
 
-LARGEST_PAGE = 1000
-LONGEST_TEXT = 1000
-LOOKED_AT = 20_000  # records that a page looks at, at most
 _CHUNK = 500
 
 _COLUMNS = ("seq", "told", "job_id", "ord", "state", "updated_at", *FIELDS)
@@ -63,12 +58,7 @@ def read_record(connection: sqlite3.Connection, job_id: str) -> Record | None:
 
 def search_records(connection: sqlite3.Connection, query: Query) -> Page:
     """A page of records, without stories."""
-    if not 1 <= query.limit <= LARGEST_PAGE:
-        raise InvalidQuery(f"a page has 1 to {LARGEST_PAGE:,} records, not {query.limit}")
-    if query.text is not None and len(query.text) > LONGEST_TEXT:
-        raise InvalidQuery(
-            f"a text to search for has up to {LONGEST_TEXT:,} characters, not {len(query.text):,}"
-        )
+    check(query)
     start = _read_cursor(query.after) if query.after is not None else _BEYOND_ALL
     found: list[tuple[Place, Record]] = []
     place: Place | None = None
@@ -76,7 +66,7 @@ def search_records(connection: sqlite3.Connection, query: Query) -> Page:
         places = _places(connection, query, start, cursors)
         for _ in range(LOOKED_AT // _CHUNK):
             wanted = query.limit + 1 - len(found)
-            chunk = list(islice(places, wanted if _is_exact(query) else _CHUNK))
+            chunk = list(islice(places, wanted if is_exact(query) else _CHUNK))
             if not chunk:
                 place = None
                 break
@@ -155,15 +145,10 @@ def _equal(columns: Sequence[str]) -> str:
 # -- records ---------------------------------------------------------------------------------------------
 
 
-def _is_exact(query: Query) -> bool:
-    """Whether every place that the streams give is a record that fits."""
-    return query.text is None and query.fingerprint is None and not query.tags
-
-
 def _matching(
     connection: sqlite3.Connection, query: Query, places: Sequence[Place]
 ) -> Iterator[tuple[Place, Record]]:
-    condition, values = ("true", []) if _is_exact(query) else _condition(query)
+    condition, values = ("true", []) if is_exact(query) else _condition(query)
     numbers = [seq for _, seq in places]
     rows = connection.execute(
         f"{_SELECT} WHERE seq IN ({','.join('?' * len(numbers))}) AND {condition}", (*numbers, *values)
@@ -230,12 +215,14 @@ def _story(connection: sqlite3.Connection, *, seq: int, told: int) -> tuple[Even
 
 
 def _write_cursor(place: Place) -> str:
-    return base64.urlsafe_b64encode(struct.pack(">dq", *place)).decode().rstrip("=")
+    born, seq = place
+    return write_cursor(born, struct.pack(">q", seq))
 
 
 def _read_cursor(cursor: str) -> Place:
+    born, rest = read_cursor(cursor)
     try:
-        born, seq = struct.unpack(">dq", base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (ValueError, binascii.Error, struct.error):
-        raise InvalidQuery(f"{cursor!r} is not the `next` of a page") from None
+        (seq,) = struct.unpack(">q", rest)
+    except struct.error:
+        raise no_cursor(cursor) from None
     return born, seq

@@ -22,6 +22,7 @@ from callboard.store.base import AuditEntry, Change, Control, Heartbeat, Page, Q
 from callboard.store.sqlite.database import Database
 from callboard.store.sqlite.records import Batch, OutOfOrder
 from callboard.store.sqlite.search import count_by_state, partitions, read_record, search_records
+from callboard.store.takeable import mended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +36,6 @@ _REMOVED_AT_ONCE = 500
 _SWEPT_EVERY = 60.0
 _SWEPT_AT_ONCE = 1000
 
-# Values that SQLite can't take: text with half a surrogate pair, whole numbers of more than 64 bits,
-# objects of other types. They come from tracebacks and payloads, and must not hold up the rest.
 _UNTAKEABLE = (UnicodeEncodeError, OverflowError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 
 
@@ -68,7 +67,7 @@ class SQLiteStore(Store):
         try:
             self._write(Batch(changes))
         except _UNTAKEABLE:
-            self._write(Batch([_mended(change) for change in changes]))
+            self._write(Batch([mended(change, bits=63) for change in changes]))
 
     def _write(self, batch: Batch) -> None:
         try:
@@ -371,18 +370,3 @@ def _remove(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
 
 def _one_of(column: str, values: Sequence[T]) -> tuple[str, Sequence[T]]:
     return f"{column} IN ({','.join('?' * len(values))})", values
-
-
-def _mended(change: Change) -> Change:
-    """The change with values that can be stored, as near as may be to those it has."""
-    return Change(**{name: _takeable(value) for name, value in msgspec.structs.asdict(change).items()})
-
-
-def _takeable(value: Any) -> Any:
-    if value is None or isinstance(value, (State, float)):
-        return value
-    if isinstance(value, tuple):
-        return tuple(map(_takeable, value))
-    if isinstance(value, int):
-        return max(-(2**63), min(value, 2**63 - 1))
-    return str(value).encode("utf-8", "backslashreplace").decode()

@@ -8,6 +8,7 @@ import pytest
 
 from callboard.errors import SettingsError
 from callboard.store import open_store
+from callboard.store.redis import RedisStore
 from callboard.store.sqlite import SQLiteStore
 
 
@@ -36,7 +37,6 @@ def test_naming_a_store_touches_no_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "explanation"),
     [
-        ("redis://localhost/1", "Redis is not available yet"),
         (
             "postgresql://ada:secret@localhost/jobs",
             r"no kind of store for 'postgresql://\*\*\*@localhost/jobs'",
@@ -53,6 +53,23 @@ def test_an_unknown_store_is_refused_with_those_that_are_known(url: str, explana
     assert "file:FOLDER" in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://localhost/1", "rediss://ann:secret@redis.example.org/1", "unix:///run/redis.sock"]
+)
+def test_a_store_in_redis_is_named_without_a_connection(url: str) -> None:
+    store = open_store(url, "shop")
+    assert isinstance(store, RedisStore)
+    assert store.path is None
+    assert "secret" not in repr(store)
+    store.close()
+
+
+def test_a_url_of_redis_that_cannot_be_read_is_refused_without_its_password() -> None:
+    with pytest.raises(SettingsError, match="the store's URL can't be read") as refusal:
+        open_store("redis://ann:secret@localhost:port/1")
+    assert "secret" not in str(refusal.value)
+
+
 def test_every_store_in_memory_is_a_new_one() -> None:
     one, two = open_store("memory:"), open_store("memory:")
     one.add("sent")
@@ -62,5 +79,5 @@ def test_every_store_in_memory_is_a_new_one() -> None:
 
 
 def test_importing_the_store_does_not_import_its_implementation() -> None:
-    script = "import sys, callboard.store; sys.exit('sqlite3' in sys.modules)"
+    script = "import sys, callboard.store; sys.exit({'sqlite3', 'redis'} & set(sys.modules) != set())"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
