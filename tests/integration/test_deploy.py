@@ -280,7 +280,7 @@ def test_a_producer_can_send_over_redis_and_read_nothing(open_one: Open, redis_u
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command.split())
-    with pytest.raises(BrokerUnavailable, match="refuses: .* can't access"):
+    with pytest.raises(BrokerUnavailable, match=r"refuses: .* can't access"):
         producer.peek("mail.high")
     hand = intake(worker, "mail.high")
     for delivery in take(hand, 2):
