@@ -9,7 +9,8 @@ leaves the tick to the others; if it died just before the mark, the job is there
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,9 @@ from callboard.brokers.base import Broker
 from callboard.cron import Cron
 from callboard.errors import CallboardError, FateUnknown, SendError, StoreUnavailable
 from callboard.loggers import get_logger
+from callboard.operations.schedulers import say_alive, say_stopped
 from callboard.process import worker_name
+from callboard.store.base import Store
 
 log = get_logger(__name__)
 
@@ -62,8 +65,16 @@ class Scheduler:
             "scheduler started",
             schedules={schedule.actor.actor_name: schedule.cron.explain() for schedule in self._schedules},
         )
+        self._say(say_alive)
         while not stop.wait(self._patience()):
+            self._say(say_alive)
             self.serve()
+        self._say(say_stopped)
+
+    def _say(self, say: Callable[[Store, str], None]) -> None:
+        if self._broker.store is not None:
+            with suppress(StoreUnavailable):
+                say(self._broker.store, self._me)
 
     def serve(self) -> list[str]:
         """Send what is due now; returns the ids of the jobs that were sent."""

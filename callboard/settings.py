@@ -83,6 +83,11 @@ class Settings(CallboardSettings):
     record_retention_days: float = Field(
         30.0, gt=0, description="Days that the store keeps the records of jobs that have ended."
     )
+    worker_http: str = Field(
+        "",
+        description="Where callboard worker serves /metrics, /healthz and /readyz: HOST:PORT, such as "
+        "127.0.0.1:9191. Nowhere, if it is empty.",
+    )
     log_format: str = Field(
         "auto",
         pattern="^(auto|console|json)$",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from callboard.cli.options import Json, session
 from callboard.cli.session import refuse_stub
+
+if TYPE_CHECKING:
+    from callboard.worker.door import Address
 
 Queues = Annotated[
     list[str] | None,
@@ -23,6 +26,14 @@ Grace = Annotated[
     float,
     typer.Option(
         "--grace", metavar="SECONDS", min=0, help="Seconds that running jobs have to finish when it stops."
+    ),
+]
+Http = Annotated[
+    str | None,
+    typer.Option(
+        "--http",
+        metavar="HOST:PORT",
+        help="Serve /metrics, /healthz and /readyz there, such as 127.0.0.1:9191.",
     ),
 ]
 
@@ -40,11 +51,13 @@ def worker(
         list[str] | None,
         typer.Option("--import", metavar="MODULE", help="Another module that declares actors."),
     ] = None,
+    http: Http = None,
 ) -> None:
     """Run jobs. A process that dies is replaced; SIGTERM lets running jobs finish, a second one interrupts them.
 
     The jobs of schedules are sent by `callboard scheduler`, which runs beside it.
     """
+    from callboard.settings import Settings
     from callboard.worker.supervisor import WorkerOptions, run_supervisor
 
     level, style = set_up_logging()
@@ -57,6 +70,7 @@ def worker(
         modules=tuple(modules or ()),
         log_level=level,
         log_format=style,
+        http=_address(http if http is not None else Settings.load().worker_http),
     )
     raise typer.Exit(run_supervisor(options))
 
@@ -66,6 +80,7 @@ def dev(
     queues: Queues = None,
     threads: Threads = 4,
     grace: Grace = 2.0,
+    http: Http = None,
 ) -> None:
     """Run jobs and schedules while you write them: everything is loaded anew when a file is saved.
 
@@ -87,8 +102,16 @@ def dev(
         log_successes=True,  # whoever tries something out wants to see that it ran
         watch=(Path.cwd(),),
         companions={"scheduler": _schedule},
+        http=_address(http or ""),
     )
     raise typer.Exit(run_supervisor(options))
+
+
+def _address(text: str) -> Address | None:
+    """Where the worker's port is; None for no port."""
+    from callboard.worker.door import Address
+
+    return Address.parse(text) if text.strip() else None
 
 
 def _schedule(broker: Any, stop: Any) -> None:

@@ -23,7 +23,10 @@ from callboard.brokers.base import Broker
 from callboard.errors import CallboardError
 from callboard.loggers import get_logger
 from callboard.logs import configure_logging
+from callboard.metrics.jobs import all_metrics
+from callboard.metrics.values import keep_shareable
 from callboard.worker.patterns import select_queues
+from callboard.worker.pulse import Pulse
 from callboard.worker.reports import Report, Reports, report_of
 from callboard.worker.slots import SlotMemory
 from callboard.worker.worker import Worker
@@ -34,6 +37,8 @@ log = get_logger(__name__)
 NOT_STARTED, ENDED = 3, 4
 #: Seconds that an orphan has to stop.
 _ORPHANED_SECONDS = 2.0
+#: Seconds between two signs of life, where the supervisor looks for them.
+_BEAT_SECONDS = 1.0
 _ENDED_BYTE, _STOPPED_BYTE = 0, 255  # no signals have these numbers
 
 #: What runs in a process of its own beside the workers, until the event is set.
@@ -56,9 +61,12 @@ class Plan:
     reports: Reports
     slots: SlotMemory
     lifeline: int  # it can be read, and is at its end, when the supervisor is gone
+    join: Callable[[int], Pulse] | None = None  # keeps a process' numbers where the supervisor sees them
 
     def load(self) -> Broker:
         """Load the application."""
+        if self.join is not None:
+            keep_shareable()
         return load_app(self.module, self.modules)
 
 
@@ -96,6 +104,7 @@ class Child:
         self._plan = plan
         self._block = block
         self._companion = companion
+        self._pulse: Pulse | None = None
         self._finished = False
         self._ended_by_itself = False
 
@@ -107,6 +116,8 @@ class Child:
             plan = self._plan
             configure_logging(level=plan.log_level, style=plan.log_format, successes=plan.log_successes)
             broker = broker or plan.load()
+            if plan.join is not None:
+                self._pulse = plan.join(self._block)
             broker.emit_after("process_boot")
             self._service = self._service_of(broker)
             self._service.start()
@@ -131,7 +142,7 @@ class Child:
             return _CompanionThread(self._companion, run, broker, ended=lambda: self._wake(_ENDED_BYTE))
         queues = select_queues(broker.queues, self._plan.patterns)
         slots = self._plan.slots.of(self._block)
-        return Worker(broker, queues, threads=self._plan.threads, slots=slots)
+        return Worker(broker, queues, threads=self._plan.threads, slots=slots, pulse=self._pulse)
 
     def _listen(self) -> None:
         """Have signals wake the main thread, which does nothing else but wait for them."""
@@ -152,7 +163,11 @@ class Child:
         watched = [self._awake, self._plan.lifeline]
         stopping = False
         while not self._finished:
-            readable, _, _ = select.select(watched, [], [])
+            readable, _, _ = select.select(watched, [], [], None if self._pulse is None else _BEAT_SECONDS)
+            if self._pulse is not None:
+                self._pulse.beat()
+                for metrics in all_metrics():
+                    metrics.show_running()
             orders = os.read(self._awake, 64) if self._awake in readable else b""
             if self._plan.lifeline in readable:
                 watched.remove(self._plan.lifeline)

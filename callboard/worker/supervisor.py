@@ -22,6 +22,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,14 +32,17 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from callboard import errors
+from callboard.brokers.base import Broker
 from callboard.errors import AppError, CallboardError
 from callboard.loggers import get_logger
 from callboard.worker.child import Companion, Plan, run_child
+from callboard.worker.door import Address
 from callboard.worker.patterns import summed_up
 from callboard.worker.reload import Watcher
 from callboard.worker.reports import Report, Reports
 from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
 from callboard.worker.slots import SlotMemory
+from callboard.worker.watch import Roll, Ward, Watch
 from callboard.worker.zygote import Zygote, adopt_orphans, bury, companion_number, fork
 
 log = get_logger(__name__)
@@ -54,6 +58,7 @@ _OWN_IMPORT = re.compile(r"(cannot import name .* from|No module named|module) '
 #: Process managers may signal a process and then its group: within so many seconds that is one order.
 _ONE_ORDER = 0.3
 _STOP, _QUICK, _KILL = 1, 2, 3
+_OUTDATED = -1  # the load of the application that no process runs
 _Replace = Literal["none", "one by one", "all at once"]
 _SIGNALS = {_STOP: signal.SIGTERM, _QUICK: signal.SIGQUIT, _KILL: signal.SIGKILL}
 
@@ -74,6 +79,8 @@ class WorkerOptions:
         log_successes: Whether each job that succeeds has a line, too.
         watch: Folders; when a file in them changes, the application is loaded anew.
         companions: What else runs, each in a process of its own, by name.
+        http: Where metrics and the worker's health are served; None for nowhere.
+        stalled_after: Seconds that a process may claim nothing while messages wait, if there is such a port.
     """
 
     queues: tuple[str, ...] = ()
@@ -87,6 +94,8 @@ class WorkerOptions:
     log_successes: bool = False
     watch: tuple[Path, ...] = ()
     companions: Mapping[str, Companion] = field(default_factory=dict)
+    http: Address | None = None
+    stalled_after: float = 60.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.processes <= MAX_PROCESSES:
@@ -169,8 +178,13 @@ class Supervisor:
         self._options = options
         self._on_event = on_event or (lambda event: None)
         self._seats = [_Seat(None) for _ in range(options.processes)]
-        self._seats += [_Seat(name) for name in options.companions]
+        self._companions = dict(options.companions)
+        if options.http is not None:
+            self._companions["observer"] = self._observe
+        self._seats += [_Seat(name) for name in self._companions]
         self._blocks = deque(range(4 * len(self._seats)))  # some for those that leave while others come
+        self._watch: Watch | None = None
+        self._queues: list[str] = []  # what the application's workers consume
         self._processes: dict[int, _Process] = {}
         self._app = 0  # how often the application has been loaded
         self._replace: _Replace = "none"
@@ -188,6 +202,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until told to stop; returns the exit code."""
         self._had_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._watch = self._open_watch()
         self._open()
         try:
             with self._listening():
@@ -201,6 +216,24 @@ class Supervisor:
             raise self._refusal
         log.info("worker stopped")
         return self._code
+
+    def _open_watch(self) -> Watch | None:
+        options = self._options
+        if options.http is None:
+            return None
+        watch = Watch(
+            blocks=len(self._blocks),
+            processes=options.processes,
+            threads=options.threads,
+            stalled_after=options.stalled_after,
+        )
+        watch.open(options.http)
+        return watch
+
+    def _observe(self, broker: Broker, stop: threading.Event) -> None:
+        """In a new process: a companion that looks after what all workers share."""
+        assert self._watch is not None
+        self._watch.observe(broker, stop)
 
     def _open(self) -> None:
         options = self._options
@@ -220,10 +253,11 @@ class Supervisor:
             log_level=options.log_level,
             log_format=options.log_format,
             log_successes=options.log_successes,
-            companions=options.companions,
+            companions=self._companions,
             reports=self._reports,
             slots=self._slots,
             lifeline=lifeline,
+            join=self._watch.join if self._watch is not None else None,
         )
 
     def _close(self) -> None:
@@ -232,6 +266,8 @@ class Supervisor:
                 zygote.end()
                 os.waitpid(zygote.pid, 0)
         self._reports.close()
+        if self._watch is not None:
+            self._watch.close()
         for end in (self._plan.lifeline, self._lifeline, self._awake, self._waker):
             os.close(end)
 
@@ -239,6 +275,8 @@ class Supervisor:
         """In a new process: let go of what is the supervisor's own."""
         signal.set_wakeup_fd(-1)
         self._reports.only_send()
+        if self._watch is not None:
+            self._watch.close()
         for end in (self._lifeline, self._awake, self._waker):
             os.close(end)
         for zygote in (self._zygote, self._loading):
@@ -282,14 +320,34 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._fill()
-        readable, _, _ = select.select([self._awake, self._reports.fileno()], [], [], self._patience())
+        readable = self._wait([self._awake, self._reports.fileno()])
         if self._awake in readable:
             self._obey(os.read(self._awake, 256))
         self._hear()
         self._reap()
         self._escalate()
+        self._look()
         if self._watcher is not None and not self._urgency and (changed := self._watcher.changed()):
             self._changed(changed)
+
+    def _wait(self, files: Sequence[int]) -> Sequence[int]:
+        if self._watch is not None:
+            return self._watch.wait(files, self._patience())
+        readable, _, _ = select.select(files, [], [], self._patience())
+        return readable
+
+    def _look(self) -> None:
+        """Look whether the processes do their work, and have those replaced that don't."""
+        if self._watch is None:
+            return
+        wards = [
+            Ward(p.pid, p.block, len(self._slots.of(p.block).running()), leaving=bool(p.told))
+            for p in self._processes.values()
+            if p.ready is not None and p.seat.companion is None
+        ]
+        for pid in self._watch.look(Roll(wards, self._queues, stopping=bool(self._urgency))):
+            log.error("worker process claims nothing although messages wait, it is replaced", pid=pid)
+            self._processes[pid].app = _OUTDATED
 
     def _changed(self, files: Sequence[Path]) -> None:
         """Files were saved: load the application anew. Callboard itself can't be, as this process runs it."""
@@ -331,6 +389,7 @@ class Supervisor:
         first = self._app == 0
         if first or self._replace != "none":
             self._app += 1
+        self._queues = report.queues
         self._hazard = report.hazard or ("" if self._adopts else "orphans can't be adopted here")
         if first:
             log.info(
@@ -389,7 +448,7 @@ class Supervisor:
             if self._hazard or self._zygote is None:
                 fork(lambda: self._run_child(block, seat.companion))
             else:
-                self._zygote.fork(block, companion_number(list(self._options.companions), seat.companion))
+                self._zygote.fork(block, companion_number(list(self._companions), seat.companion))
         except OSError as error:
             self._not_begun(block, f"no process can be forked: {error}")
 
@@ -483,6 +542,8 @@ class Supervisor:
             self._hear()  # whatever it said, it said before it ended
             code = os.waitstatus_to_exitcode(status)
             if (process := self._processes.pop(pid, None)) is not None:
+                if self._watch is not None:
+                    self._watch.ended(pid, process.block, died=_is_death(process))
                 self._ended(process, _in_words(code))
                 if code != 0 and process.ready is not None and process.seat.companion is None:
                     self._bury(pid)
@@ -595,6 +656,11 @@ class Supervisor:
             self._on_event(event)
         except Exception:
             log.exception("whoever is told of events failed")
+
+
+def _is_death(process: _Process) -> bool:
+    """Whether a worker process that has ended did so by itself."""
+    return not process.told and process.ready is not None and process.seat.companion is None
 
 
 def _error_of(report: Report) -> CallboardError:

@@ -23,6 +23,7 @@ from callboard.loggers import get_logger
 from callboard.store.base import Control
 from callboard.store.control import ControlWatch
 from callboard.worker.pace import AHEAD_MOST, Pace
+from callboard.worker.pulse import Pulse
 from callboard.worker.redeliveries import Redeliveries
 from callboard.worker.shutdown import Shutdown
 from callboard.worker.slots import Slots
@@ -45,6 +46,7 @@ class Worker:
         queue_names: The queues.
         threads: How many jobs run at once.
         slots: Where to tell the supervisor what runs.
+        pulse: Where to tell it that messages are claimed.
 
     Attributes:
         broker: As given.
@@ -53,7 +55,13 @@ class Worker:
     """
 
     def __init__(
-        self, broker: Broker, queue_names: Sequence[str], *, threads: int = 8, slots: Slots | None = None
+        self,
+        broker: Broker,
+        queue_names: Sequence[str],
+        *,
+        threads: int = 8,
+        slots: Slots | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         if threads < 1:
             raise ValueError(f"a worker needs at least one thread, not {threads}")
@@ -61,6 +69,7 @@ class Worker:
         self.queue_names = tuple(queue_names)
         self.threads = threads
         self._slots = slots
+        self._pulse = pulse
         self._pace = Pace(threads)
         self._running: dict[int, tuple[ClaimedMessage, float]] = {}  # thread -> what it runs, since when
         self._stopping = threading.Event()
@@ -140,9 +149,13 @@ class Worker:
                     patience = min(patience, self._redeliveries.patience())
                 if room > 0:
                     self._napping = False
-                    self._hand_over(self._intake.fetch(room, patience))
+                    fetched = self._intake.fetch(room, patience)
+                    self._hand_over(fetched)
                 else:
+                    fetched = []
                     self._has_room.wait(patience)
+                if self._pulse is not None:
+                    self._pulse.turned(len(fetched))
             except Exception:
                 log.exception("claiming failed, it goes on in a second")
                 self._stopping.wait(1.0)

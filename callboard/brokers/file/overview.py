@@ -11,7 +11,7 @@ from pathlib import Path
 
 from callboard.brokers.driver import Location, QueueCounts, StoredMessage
 from callboard.brokers.file import workers
-from callboard.brokers.file.schema import NOBODY, first_id, last_id, microseconds, queue_of
+from callboard.brokers.file.schema import NOBODY, first_id, last_id, microseconds, place_of, queue_of
 
 
 def queues(connection: sqlite3.Connection) -> list[str]:
@@ -32,6 +32,7 @@ def counts(
     for name in names:
         found[name] = count = QueueCounts(consumers=consuming.get(name, 0))
         number = numbers.get(name)
+        count.oldest = 0.0
         if number is None:
             continue
         messages = _one(
@@ -52,7 +53,21 @@ def counts(
         count.claimed = claimed.get(number, 0)
         count.ready = messages - count.claimed + due
         count.delayed = later
+        if count.ready > 0:
+            count.oldest = max(0.0, now - _ready_since(connection, number, now))
     return found
+
+
+def _ready_since(connection: sqlite3.Connection, queue: int, now: float) -> float:
+    """Since when the first message of a queue that nobody has claimed could be."""
+    waiting, due = connection.execute(
+        f"SELECT (SELECT min(id) FROM messages WHERE id BETWEEN ? AND ? AND claim = {NOBODY}),"
+        "(SELECT min(due) FROM delayed WHERE queue = ? AND due <= ?)",
+        (first_id(queue), last_id(queue), queue, microseconds(now)),
+    ).fetchone()
+    times = [place_of(waiting)] if waiting is not None else []
+    times += [due] if due is not None else []
+    return min(times) / 1_000_000 if times else now
 
 
 def _one(connection: sqlite3.Connection, sql: str, *parameters: int) -> int:

@@ -99,8 +99,8 @@ class RedisDriver(Driver):
         names = list(queues)
         found = self._run("count", (names,))
         return {
-            name: QueueCounts(ready=ready, claimed=claimed, delayed=delayed, consumers=consumers)
-            for name, (ready, delayed, claimed, consumers) in zip(names, found, strict=True)
+            name: QueueCounts(ready, claimed, delayed, consumers, oldest / 1_000_000)
+            for name, (ready, delayed, claimed, consumers, oldest) in zip(names, found, strict=True)
         }
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
