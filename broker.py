@@ -25,11 +25,16 @@ store = open_store(settings.store_url, namespace=settings.namespace, folder=HERE
 broker = Broker(
     open_driver(settings.broker_url, namespace=settings.namespace, folder=HERE),
     store=store,
-    middleware=stack(store, keep=timedelta(days=settings.record_retention_days)),
+    middleware=stack(
+        store,
+        keep=timedelta(days=settings.record_retention_days),
+        keep_most=settings.record_retention_count,
+    ),
     send_deadline=settings.send_deadline,
     max_message_bytes=settings.max_message_bytes,
     park_deadline=settings.park_deadline,
     signer=Signer.parse(settings.signing_keys.get_secret_value()) if settings.signing_keys else None,
+    one_host=settings.one_host,
 )
 dramatiq.set_broker(broker)  # where Dramatiq's pipelines and groups look for it
 actor = ActorDecorator(broker)

@@ -43,6 +43,7 @@ class Client:
         *,
         store_url: str | None = None,
         namespace: str = "",
+        one_host: bool = False,
         signing_keys: str | None = None,
         send_deadline: float = 5.0,
         max_message_bytes: int = 262_144,
@@ -53,12 +54,13 @@ class Client:
             url: As CALLBOARD_BROKER_URL: `amqp://...`, `file:FOLDER`.
             store_url: As CALLBOARD_STORE_URL; only unique jobs need it.
             namespace: As CALLBOARD_NAMESPACE.
+            one_host: As CALLBOARD_ONE_HOST.
             signing_keys: As CALLBOARD_SIGNING_KEYS.
             send_deadline: Seconds within which a send is confirmed, or raises.
             max_message_bytes: The largest message that is sent.
 
         Raises:
-            SettingsError: One of them is malformed.
+            SettingsError: One of them is malformed, or other hosts can reach the messages and not the store.
         """
         return cls(
             Broker(
@@ -67,6 +69,7 @@ class Client:
                 send_deadline=send_deadline,
                 max_message_bytes=max_message_bytes,
                 signer=Signer.parse(signing_keys) if signing_keys else None,
+                one_host=one_host,
             )
         )
 

@@ -58,7 +58,13 @@ class Settings(CallboardSettings):
     )
     store_url: str = Field(
         "file:var",
-        description="Where records of jobs are kept: file:FOLDER (one SQLite file in it), or memory:.",
+        description="Where records of jobs are kept: file:FOLDER (one SQLite file in it), redis://, rediss://, "
+        "unix:///path/of/socket, or memory:.",
+    )
+    one_host: bool = Field(
+        False,
+        description="Whether all producers, workers and schedulers run on this host. Only then may a broker that other "
+        "hosts can reach go with a store in a file.",
     )
     namespace: str = Field(
         "",
@@ -82,6 +88,11 @@ class Settings(CallboardSettings):
     )
     record_retention_days: float = Field(
         30.0, gt=0, description="Days that the store keeps the records of jobs that have ended."
+    )
+    record_retention_count: int = Field(
+        1_000_000,
+        ge=0,
+        description="Of jobs that have ended, how many records the store keeps, the newest. Dead ones aren't counted.",
     )
     worker_http: str = Field(
         "",

@@ -33,14 +33,20 @@ from middleware.time_limits import TimeLimits
 
 
 def stack(
-    store: Store, *, metrics: Metrics | None = None, keep: timedelta = timedelta(days=30)
+    store: Store,
+    *,
+    metrics: Metrics | None = None,
+    keep: timedelta = timedelta(days=30),
+    keep_most: int = 1_000_000,
 ) -> list[Middleware]:
     """The stack. Takes the store for what Dramatiq's own classes keep there: results and group barriers."""
     return [
         JobLogging(),  # outermost: it tells of what all the others decided
         JobMetrics(metrics or Metrics()),  # counts even what is skipped below
         Records(),  # sees the final disposition, after everyone has had a say
-        Retention(keep=keep),  # beside the records that it removes; has no part in any run
+        Retention(
+            keep=keep, keep_most=keep_most
+        ),  # beside the records that it removes; has no part in any run
         Heartbeats(),  # says which worker lives, and what it runs
         EventLoop(),  # the event loop of async actors, before any job can start
         Cancellation(),  # a cancelled job must not start, so it stands before all that prepares a run

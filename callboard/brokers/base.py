@@ -47,7 +47,11 @@ class Broker(Sending, Receiving):
         max_message_bytes: The largest message that a send accepts.
         park_deadline: Seconds that a job waits for a worker that knows it, before it is dead.
         signer: Signs what is sent, and distrusts what isn't signed.
+        one_host: Whether all processes that use this broker run on this host.
         clock: Seconds since the epoch.
+
+    Raises:
+        SettingsError: Other hosts can reach the messages, and not the store.
     """
 
     # -- at a worker's boot and shutdown -------------------------------------------------------------------

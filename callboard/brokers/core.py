@@ -18,9 +18,7 @@ from callboard.brokers.claim import ClaimedMessage
 from callboard.brokers.driver import Driver
 from callboard.context import running_job
 from callboard.envelope import Signer
-from callboard.errors import (
-    UnknownActor,
-)
+from callboard.errors import SettingsError, UnknownActor
 from callboard.loggers import get_logger
 from callboard.store.base import Store
 from callboard.store.control import ControlWatch
@@ -43,7 +41,11 @@ class Core(dramatiq.Broker):
         max_message_bytes: The largest message that a send accepts.
         park_deadline: Seconds that a job waits for a worker that knows it, before it is dead.
         signer: Signs what is sent, and distrusts what isn't signed.
+        one_host: Whether all processes that use this broker run on this host.
         clock: Seconds since the epoch.
+
+    Raises:
+        SettingsError: Other hosts can reach the messages, and not the store.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class Core(dramatiq.Broker):
         max_message_bytes: int = 262_144,
         park_deadline: float = 3600.0,
         signer: Signer | None = None,
+        one_host: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not one_host:
+            _refuse_local_store(driver, store)
         self._attach(driver, store, clock)
         self.max_message_bytes = max_message_bytes
         self._send_deadline = send_deadline
@@ -168,6 +173,16 @@ class Core(dramatiq.Broker):
             if spelling in self.actors:
                 return self.actors[spelling]
         raise UnknownActor(name, self.actors)
+
+
+def _refuse_local_store(driver: Driver, store: Store | None) -> None:
+    """Workers elsewhere would each keep a file of their own: what one knows, pauses and cancels, no other sees."""
+    if driver.networked and store is not None and store.path is not None:
+        raise SettingsError(
+            f"messages wait in {driver.name}, which other hosts can reach, but the store is a file on this one "
+            f"({store.path}); set CALLBOARD_STORE_URL=redis://HOST, or CALLBOARD_ONE_HOST=1 if everything runs on "
+            "this host"
+        )
 
 
 def _inside_run(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,6 +56,7 @@ class DemoFolder:
         return {
             "CALLBOARD_BROKER_URL": broker_url or here,
             "CALLBOARD_STORE_URL": here,
+            "CALLBOARD_ONE_HOST": "1",
             "CALLBOARD_STORAGE_URL": f"file:{self.storage}",
             "CALLBOARD_EXPORT_DATABASE_URL": f"sqlite:///{self.database}",
             "CALLBOARD_MAIL_URL": f"smtp://127.0.0.1:{mail_port}?starttls=never",

@@ -516,6 +516,26 @@ def test_no_more_records_are_forgotten_than_was_said(store: Store) -> None:
     assert store.remove_ended(before=NOON + 1) == 500
 
 
+def test_the_oldest_jobs_are_forgotten_first_whatever_they_were(store: Store) -> None:
+    store.write(
+        [
+            moved(f"{n}", State.SUCCEEDED, at=NOON + 99, enqueued_at=NOON + n, queue=f"q{n % 3}")
+            for n in range(600)
+        ]
+        + [moved("dead", State.DEAD, enqueued_at=NOON - 1), queued("waits", at=NOON - 1)]
+    )
+    assert store.remove_ended(before=NOON + 50) == 0, "they had only just ended"
+    assert store.remove_ended(before=NOON + 700, limit=300) == 300
+    assert set(every_id(store, Query(limit=1000))) == {f"{n}" for n in range(300, 600)} | {"dead", "waits"}
+
+
+def test_jobs_that_took_long_do_not_keep_others_from_being_forgotten(store: Store) -> None:
+    store.write([moved(f"long-{n}", State.SUCCEEDED, at=NOON + 99, enqueued_at=NOON) for n in range(600)])
+    store.write([moved(f"{n}", State.SUCCEEDED, at=NOON + 2, enqueued_at=NOON + 1) for n in range(10)])
+    assert store.remove_ended(before=NOON + 5, limit=10) == 10
+    assert store.count_by_state() == {State.SUCCEEDED: 600}
+
+
 def test_a_forgotten_job_can_be_recorded_anew(store: Store) -> None:
     store.write([moved("a", State.SUCCEEDED, worker="w", event="done")])
     assert store.remove_ended(before=NOON + 1) == 1

@@ -110,6 +110,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return os.environ | {
         "LEDGER_FOLDER": str(tmp_path),
         "CALLBOARD_STORE_URL": f"file:{tmp_path}",
+        "CALLBOARD_ONE_HOST": "1",
         "CALLBOARD_SEND_DEADLINE": "20",
         "CALLBOARD_LOG_LEVEL": "warning",
     }

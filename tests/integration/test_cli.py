@@ -27,7 +27,8 @@ from middleware import stack
 
 settings = Settings.load()
 store = open_store(settings.store_url)
-broker = Broker(open_driver(settings.broker_url), store=store, middleware=stack(store), send_deadline=1)
+broker = Broker(open_driver(settings.broker_url), store=store, middleware=stack(store), send_deadline=1,
+                one_host=settings.one_host)
 actor = ActorDecorator(broker)
 """
 
@@ -204,12 +205,30 @@ COMMANDS = (
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
 def test_a_rabbitmq_that_is_away_gives_one_sentence(run: Run, command: list[str]) -> None:
-    done = run(*command, CALLBOARD_BROKER_URL="amqp://ada:geheim@127.0.0.1:1/")
+    done = run(*command, CALLBOARD_BROKER_URL="amqp://ada:geheim@127.0.0.1:1/", CALLBOARD_ONE_HOST="1")
 
     assert (done.returncode, done.stdout) == (3, "")
     assert "RabbitMQ at 127.0.0.1:1 (vhost '/') is away: connection refused" in done.stderr
     assert done.stderr.count("\n") == 1
     assert "geheim" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        (COMMANDS[0], "amqp://127.0.0.1:1/"),
+        (["worker"], "amqp://127.0.0.1:1/"),
+        (["scheduler"], "redis://127.0.0.1:1/0"),
+    ],
+    ids=["enqueue", "worker", "scheduler"],
+)
+def test_a_store_that_other_hosts_cannot_reach_is_refused_in_one_sentence(
+    run: Run, command: list[str], url: str
+) -> None:
+    done = run(*command, CALLBOARD_BROKER_URL=url)
+
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "set CALLBOARD_STORE_URL=redis://HOST, or CALLBOARD_ONE_HOST=1" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

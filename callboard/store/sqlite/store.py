@@ -12,6 +12,9 @@ import json
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack, closing
+from heapq import merge
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -339,16 +342,22 @@ def _number(connection: sqlite3.Connection, key: str, now: float) -> int:
 
 
 def _ended_before(connection: sqlite3.Connection, before: float, limit: int) -> list[int]:
-    numbers: list[int] = []
-    for partition in list(partitions(connection)):
-        if partition[-1] in _ENDED and len(numbers) < limit:
-            found = connection.execute(
-                "SELECT seq FROM records WHERE actor = ? AND category = ? AND queue = ? AND state = ?"
-                " AND born < ? AND coalesce(finished_at, updated_at) < ? ORDER BY born LIMIT ?",
-                (*partition, before, before, limit - len(numbers)),
+    """The numbers of records that ended before a moment, those of the oldest jobs first."""
+    with ExitStack() as cursors:
+        streams = [
+            cursors.enter_context(
+                closing(
+                    connection.execute(
+                        "SELECT born, seq FROM records WHERE actor = ? AND category = ? AND queue = ? AND state = ?"
+                        " AND born < ? AND coalesce(finished_at, updated_at) < ? ORDER BY born, seq",
+                        (*partition, before, before),
+                    )
+                )
             )
-            numbers += (seq for (seq,) in found)
-    return numbers
+            for partition in list(partitions(connection))
+            if partition[-1] in _ENDED
+        ]
+        return [seq for _, seq in islice(merge(*streams), limit)]
 
 
 def _remove(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:

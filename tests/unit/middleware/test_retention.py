@@ -11,7 +11,7 @@ from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
 from callboard.states import State, order
 from callboard.store import open_store
-from callboard.store.base import Change, Store
+from callboard.store.base import Change, Query, Store
 from middleware.retention import Retention
 
 _NOW = 1_800_000_000.0
@@ -51,8 +51,23 @@ def test_what_ended_long_ago_is_removed_and_the_dead_and_waiting_stay(broker: Br
     assert left == {"recent", "dead", "waiting"}
 
 
-def test_one_sweep_an_hour_is_enough_for_all_workers(broker: Broker, store: Store) -> None:
+def test_one_sweep_in_a_while_is_enough_for_all_workers(broker: Broker, store: Store) -> None:
     assert Retention(keep=timedelta(days=30)).sweep(broker) == 0
     store.write([_ended("old", State.SUCCEEDED, days_ago=31)])
     assert Retention(keep=timedelta(days=30)).sweep(broker) == 0
     assert store.get("old") is not None
+
+
+def test_of_very_many_jobs_that_have_ended_the_newest_are_kept(broker: Broker, store: Store) -> None:
+    store.write([_ended(f"ended-{n}", State.SUCCEEDED, days_ago=n) for n in range(1, 8)])
+    store.write([_ended(f"cancelled-{n}", State.CANCELLED, days_ago=n + 0.5) for n in range(1, 4)])
+    store.write([_ended(f"dead-{n}", State.DEAD, days_ago=n) for n in range(20, 29)])
+    assert Retention(keep=timedelta(days=30), keep_most=4).sweep(broker) == 6
+    left = {record.job_id for record in store.search(Query(limit=100)).records}
+    kept = {"ended-1", "cancelled-1", "ended-2", "cancelled-2"}
+    assert left == kept | {f"dead-{n}" for n in range(20, 29)}
+
+
+def test_as_many_as_may_be_kept_are_kept(broker: Broker, store: Store) -> None:
+    store.write([_ended(f"{n}", State.SUCCEEDED, days_ago=n) for n in range(3)])
+    assert Retention(keep=timedelta(days=30), keep_most=3).sweep(broker) == 0
