@@ -22,6 +22,16 @@ fi; \
 "$$found" -I deploy/bootstrap.py
 endef
 
+# BullMQ for `make bench`, from its lock file; where that can't be had, the others are measured without it.
+define bullmq
+cd benchmarks/bullmq; \
+if ! command -v npm >/dev/null; then \
+    echo "BullMQ is left out: npm isn't installed (on Debian and Ubuntu: sudo apt-get install nodejs npm)."; \
+elif [ ! node_modules/.package-lock.json -nt package-lock.json ]; then \
+    npm install --no-save --ignore-scripts --no-audit --no-fund --loglevel=error || echo "BullMQ is left out."; \
+fi
+endef
+
 help: ## say what can be made
 	@echo "Callboard: background jobs that are never lost and never hidden."
 	@echo
@@ -52,8 +62,9 @@ format: ## format the code, and mend what ruff can mend
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-bench: ## measure Callboard beside its peers
+bench: ## measure Callboard beside its peers; ARGS=--quick: in three minutes, ARGS=--write: for docs/performance.md
 	$(set_up) bench rabbitmq-server redis-server
+	@$(bullmq)
 	.venv/bin/python -m benchmarks $(ARGS)
 
 lock: ## pin what pyproject.toml asks for in deploy/locks; UPGRADE=1: at the newest versions

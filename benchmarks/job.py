@@ -2,7 +2,7 @@
 
 The payload is a dict of about 200 bytes, the body is empty: it only counts. Each thread of each worker
 counts in a slot of its own of a shared file, so that counting takes no lock. A payload with a time in it
-also leaves its latency there.
+also leaves there how much later it ran.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 SLOTS = 256
 LATENCIES = 1024
+
+_NOTES = ".notes"
 
 _number = struct.Struct("q")
 _seconds = struct.Struct("d")
@@ -51,13 +53,25 @@ class Counter:
         return sum(_number.unpack_from(self._map, 8 + n * _SLOT)[0] for n in range(self._taken()))
 
     def latencies(self) -> list[float]:
-        """Seconds from send to start, of the jobs that had a time in their payload."""
+        """Seconds from the time in the payload to the start, of the jobs that had one; early ones are negative."""
         found: list[float] = []
         for n in range(self._taken()):
             offset = 8 + n * _SLOT
             count = min(_number.unpack_from(self._map, offset)[0], LATENCIES)
             found.extend(_seconds.unpack_from(self._map, offset + 8 + i * 8)[0] for i in range(count))
         return sorted(latency for latency in found if latency)
+
+    def by_process(self) -> dict[int, list[float]]:
+        """What `note` was called with, by the process that did."""
+        found: dict[int, list[float]] = {}
+        for line in self._notes().splitlines():
+            process, _, seconds = line.partition(" ")
+            found.setdefault(int(process), []).append(float(seconds))
+        return found
+
+    def _notes(self) -> str:
+        path = Path(f"{self.path}{_NOTES}")
+        return path.read_text() if path.exists() else ""
 
     def _taken(self) -> int:
         taken: int = _number.unpack_from(self._map, 0)[0]
@@ -79,7 +93,7 @@ class _Slot(threading.local):
 
     def count(self, sent: float) -> None:
         if sent:
-            latency = max(1e-9, time.time() - sent)
+            latency = time.time() - sent
             _seconds.pack_into(self._map, self._offset + 8 + (self._count % LATENCIES) * 8, latency)
         self._count += 1
         _number.pack_into(self._map, self._offset, self._count)
@@ -94,3 +108,11 @@ def run(job: dict[str, Any]) -> None:
     if slot is None:
         slot = _slots.setdefault(os.getpid(), _Slot())
     slot.count(job["sent"])
+
+
+def note(seconds: float) -> None:
+    """Count a job that took so long, and say in whose process."""
+    # One write of one short line, appended: lines of several processes don't mix.
+    with open(os.environ["BENCH_COUNTER"] + _NOTES, "a") as file:  # noqa: PTH123  the environment has a string
+        file.write(f"{os.getpid()} {seconds}\n")
+    run({"sent": 0.0})

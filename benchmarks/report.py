@@ -1,86 +1,114 @@
-"""Medians and ratios of one run, as Markdown."""
+"""The page docs/performance.md: its generated parts, each between marks of its own, and the figures behind it.
+
+All values of the latest run of each measurement are in `results.json`; the page is made of them, so that it
+can be made again when a text changes. What isn't between marks is written by hand and stays.
+"""
 
 from __future__ import annotations
 
-import statistics
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-COLUMNS = (
-    "send /s",
-    "send_many /s",
-    "processed /s",
-    "2 processes /s",
-    "p50 ms",
-    "p99 ms",
-    "CPU s per 10k",
-    "RSS MB",
-)
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+from benchmarks import gates
+from benchmarks.figures import Figures
+from benchmarks.measurements.peers import how_each_is_set_up
 
-#: What is asked: (ours, column, theirs, column of theirs, the ratio, whether more is better).
-GATES = (
-    ("callboard, file", "processed /s", "huey, SQLite (at most once)", "processed /s", 4.0, True),
-    ("callboard, file", "send /s", "huey, SQLite (at most once)", "send /s", 1.0, True),
-    ("callboard, file", "send_many /s", "huey, SQLite (at most once)", "send /s", 10.0, True),
-    ("callboard, RabbitMQ", "processed /s", "dramatiq, RabbitMQ", "processed /s", 3.0, True),
-    ("callboard, RabbitMQ", "2 processes /s", "dramatiq, RabbitMQ", "2 processes /s", 4.0, True),
-    ("callboard, RabbitMQ", "send /s", "dramatiq, RabbitMQ, confirms", "send /s", 0.9, True),
-    ("callboard, RabbitMQ", "CPU s per 10k", "dramatiq, RabbitMQ", "CPU s per 10k", 0.5, False),
-    ("callboard, RabbitMQ", "p50 ms", "dramatiq, RabbitMQ", "p50 ms", 1.0, False),
-    ("callboard, Redis", "processed /s", "dramatiq, Redis", "processed /s", 3.0, True),
-    ("callboard, Redis", "p50 ms", "dramatiq, Redis", "p50 ms", 1.0, False),
-)
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results.json"
 
 
 class Report:
-    """What was measured, by system and column."""
+    """What was measured, by measurement.
 
-    def __init__(self, systems: list[str]) -> None:
-        self._systems = systems
-        self._values: dict[tuple[str, str], list[float]] = {}
+    Attributes:
+        figures: The tables.
+        texts: What a measurement printed, for those that are commands of their own.
+    """
 
-    def add(self, system: str, column: str, value: float) -> None:
-        """One measurement."""
-        self._values.setdefault((system, column), []).append(value)
+    def __init__(self) -> None:
+        self.figures: dict[str, Figures] = {}
+        self.texts: dict[str, str] = {}
 
-    def median(self, system: str, column: str) -> float | None:
-        """The median of what was measured, None if nothing was."""
-        values = self._values.get((system, column))
-        return statistics.median(values) if values else None
+    @classmethod
+    def load(cls, path: Path = RESULTS) -> Report:
+        """What the runs before this one found."""
+        report = cls()
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text())
+            report.figures = {name: Figures.from_json(one) for name, one in found["figures"].items()}
+            report.texts = found["texts"]
+        return report
 
-    def markdown(self) -> str:
-        """The table of medians, and the ratios that are asked for."""
-        lines = ["| system | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for system in self._systems:
-            cells = [_cell(self.median(system, column)) for column in COLUMNS]
-            lines.append(f"| {system} | " + " | ".join(cells) + " |")
-        ratios = [line for gate in GATES if (line := self._gate(*gate)) is not None]
-        if ratios:
-            lines += ["", "| ratio | measured | asked | |", "|---|---|---|---|", *ratios]
-        latency = self.median("callboard, file", "p50 ms")
-        if latency is not None:
-            met = "met" if latency < 5 else "not met"
-            lines.append(f"| callboard, file: p50 | {latency:.1f} ms | under 5 ms | {met} |")
-        return "\n".join(lines)
+    def save(self, path: Path = RESULTS) -> None:
+        """Keep it for the runs after this one."""
+        figures = {name: one.as_json() for name, one in sorted(self.figures.items())}
+        path.write_text(
+            json.dumps({"figures": figures, "texts": self.texts}, indent=1, sort_keys=False) + "\n"
+        )
 
-    def _gate(self, ours: str, our: str, theirs: str, their: str, asked: float, more: bool) -> str | None:
-        a, b = self.median(ours, our), self.median(theirs, their)
-        if a is None or not b:
-            return None
-        ratio = a / b
-        met = "met" if (ratio >= asked if more else ratio <= asked) else "not met"
-        word = "at least" if more else "at most"
-        return f"| {ours}: {our} to {theirs}: {their} | {ratio:.2f} | {word} {asked:g} | {met} |"
+    def part(self, name: str) -> str:
+        """What stands between the marks of a measurement; of one that wasn't made, a sentence."""
+        if name in self.texts:
+            return self.texts[name]
+        if name in self.figures:
+            return self.figures[name].markdown()
+        return f"Not measured yet: `python -m benchmarks {name} --write`."
 
-    def write_into(self, path: Path) -> None:
-        """Put the tables between the marks of a Markdown file."""
-        text = path.read_text()
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        path.write_text(f"{head}{BEGIN}\n\n{self.markdown()}\n\n{END}{tail}")
+    def gates(self) -> str:
+        """The table of gates."""
+        return gates.table(gates.GATES, self.figures, gates.in_the_way(), "gate")
+
+    def aims(self) -> str:
+        """The table of aims."""
+        return gates.table(gates.AIMS, self.figures, gates.in_the_way(), "aim")
+
+    def page(self, text: str) -> str:
+        """The page with all its generated parts made anew."""
+        made: Mapping[str, Callable[[], str]] = {
+            "gates": self.gates,
+            "aims": self.aims,
+            "systems": how_each_is_set_up,
+        }
+        for name in marked(text):
+            text = replaced(text, name, made[name]() if name in made else self.part(name))
+        return text
+
+    def write(self, path: Path = PAGE) -> None:
+        """Make the page's generated parts anew."""
+        path.write_text(self.page(path.read_text()))
 
 
-def _cell(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+def begin(name: str) -> str:
+    """The mark before a generated part."""
+    return f"<!-- bench {name}: begin -->"
+
+
+def end(name: str) -> str:
+    """The mark after it."""
+    return f"<!-- bench {name}: end -->"
+
+
+def marked(text: str) -> list[str]:
+    """The names of the parts that a page has marks for."""
+    opening, closing = "<!-- bench ", ": begin -->"
+    return [
+        line.removeprefix(opening).removesuffix(closing)
+        for line in text.splitlines()
+        if line.startswith(opening) and line.endswith(closing)
+    ]
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with a part between marks replaced.
+
+    Raises:
+        ValueError: if a mark is missing.
+    """
+    head, opening, rest = text.partition(begin(name))
+    _, closing, tail = rest.partition(end(name))
+    if not opening or not closing:
+        raise ValueError(f"the page has no marks around {name!r}")
+    return f"{head}{opening}\n\n{content}\n\n{closing}{tail}"

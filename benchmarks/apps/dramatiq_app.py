@@ -10,7 +10,8 @@ import dramatiq
 from benchmarks import job as measured
 
 
-def _broker() -> Any:
+def open_broker(*, confirm: bool) -> Any:
+    """A broker on the server that the environment names."""
     url = os.environ["BENCH_SERVER_URL"]
     if url.startswith("redis:"):
         from dramatiq.brokers.redis import RedisBroker
@@ -18,10 +19,10 @@ def _broker() -> Any:
         return RedisBroker(url=url)  # type: ignore[no-untyped-call]
     from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
-    return RabbitmqBroker(url=url, confirm_delivery=bool(os.environ.get("BENCH_CONFIRM")))
+    return RabbitmqBroker(url=url, confirm_delivery=confirm)
 
 
-broker = _broker()
+broker = open_broker(confirm=bool(os.environ.get("BENCH_CONFIRM")))
 dramatiq.set_broker(broker)
 
 
@@ -29,3 +30,7 @@ dramatiq.set_broker(broker)
 def bench(job: dict[str, Any]) -> None:
     """Count."""
     measured.run(job)
+
+
+for _number in range(1, int(os.environ.get("BENCH_QUEUES", "1"))):
+    dramatiq.actor(actor_name=f"bench{_number}", queue_name=f"bench{_number}")(bench.fn)

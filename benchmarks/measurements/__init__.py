@@ -1,0 +1,1 @@
+"""What is measured: a module each, with a function that takes a `Bench` and returns `Figures`."""
