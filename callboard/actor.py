@@ -124,12 +124,12 @@ class JobActor(dramatiq.Actor[P, R]):
         Raises:
             InvalidPayload: If the arguments don't fit.
         """
-        return self._message(SendOptions(), args, kwargs)
+        return self._message(_PLAIN, args, kwargs)
 
     def partial(self, **fields: Any) -> Message[R]:
         """A message with some of the arguments, to be completed by the result of the job before it in a
         pipeline. It is checked when it is complete."""
-        return self._message(SendOptions(), (), fields, check=False)
+        return self._message(_PLAIN, (), fields, check=False)
 
     def send(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """Queue a job. When this returns, the job is safe; its id is the message's `message_id`.
@@ -139,14 +139,14 @@ class JobActor(dramatiq.Actor[P, R]):
             NotQueued: Nothing was queued.
             FateUnknown: The job may or may not be queued.
         """
-        return self._send(SendOptions(), args, kwargs)
+        return self._send(_PLAIN, args, kwargs)
 
     async def send_async(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """`send` without blocking the event loop.
 
         If the awaiting task is cancelled, the job may be queued or not.
         """
-        return await self._send_async(SendOptions(), args, kwargs)
+        return await self._send_async(_PLAIN, args, kwargs)
 
     def send_many(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """Queue many jobs in one go; all are safe when this returns.
@@ -158,11 +158,11 @@ class JobActor(dramatiq.Actor[P, R]):
             InvalidPayload: One doesn't fit. None was queued.
             PartlySent: Some were not queued; the error has their ids.
         """
-        return self._send_many(SendOptions(), payloads)
+        return self._send_many(_PLAIN, payloads)
 
     async def send_many_async(self, payloads: Iterable[Mapping[str, Any] | BaseModel]) -> list[Message[R]]:
         """`send_many` without blocking the event loop."""
-        return await self._send_many_async(SendOptions(), payloads)
+        return await self._send_many_async(_PLAIN, payloads)
 
     # -- the common way of all sends -----------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class JobActor(dramatiq.Actor[P, R]):
         self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True
     ) -> Message[R]:
         job_id = options.job_id or envelope.new_job_id()
-        fields = dict(kwargs)
+        fields = kwargs if type(kwargs) is dict else dict(kwargs)
         if check:
             try:
                 fields = self.payload.to_wire(self.payload.check(self.payload.bind(args, kwargs)))
@@ -286,6 +286,9 @@ class SendOptions:
         if self.unique is not None:
             extras["unique"] = f"{actor_name}:{self.unique}"
         return extras
+
+
+_PLAIN = SendOptions()
 
 
 def send_options(

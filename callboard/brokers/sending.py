@@ -177,15 +177,14 @@ class Sending(Hooks):
     def _emit_enqueued(self, messages: Sequence[Message[Any]], delay_ms: int | None) -> None:
         """Run the hooks after an enqueue. Many jobs are told together to a middleware that has the method
         `after_enqueue_many(broker, messages, delay)`."""
-        for hook in self._hooks_of("after_enqueue") if len(messages) > 1 else ():
-            together = getattr(getattr(hook, "__self__", None), "after_enqueue_many", None)
+        for hook in self._hooks_of("after_enqueue"):
+            owner = getattr(hook, "__self__", None)
+            together = getattr(owner, "after_enqueue_many", None) if len(messages) > 1 else None
             if together is not None:
                 self._call_hook(together, messages, delay_ms)
-            else:
-                for message in messages:
-                    self._call_hook(hook, message, delay_ms)
-        if len(messages) == 1:
-            self.emit_after("enqueue", messages[0], delay_ms)
+                continue
+            for message in messages:
+                self._call_hook(hook, message, delay_ms)
 
     def prepare(self, message: Message[Any]) -> Outgoing:
         """A message as `enqueue` would queue it now: checked and signed. For a job that is sent once more with

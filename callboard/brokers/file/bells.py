@@ -86,6 +86,11 @@ class Ringer:
         self._board: _Board | None = None
         self._next = 0
 
+    def anybody_waits(self) -> bool:
+        """Whether there is anybody to be woken, whatever for."""
+        board = self._board or self._find_board()
+        return board is not None and board.anybody_waits()
+
     def ring(self, queues: Collection[int], count: int) -> None:
         """Wake up to `count` workers that wait for one of these queues."""
         board = self._board or self._find_board()
@@ -156,6 +161,9 @@ class _Board:
             self._bytes = mmap.mmap(fd, _BOARD_SIZE)
         finally:
             os.close(fd)
+
+    def anybody_waits(self) -> bool:
+        return self._bytes.find(b"\1", 0, MAX_WORKERS) >= 0
 
     def waiting(self) -> list[int]:
         flags, slots = self._bytes, []

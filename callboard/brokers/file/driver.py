@@ -143,13 +143,21 @@ class FileDriver(Driver):
             log.warning("workers_not_woken", error=str(error))
 
     def ring_for(self, outgoing: Sequence[Outgoing]) -> None:
+        """Wake workers that wait for the queues of these messages."""
+        try:
+            if self._ringer.anybody_waits():
+                self._ring_for(outgoing)
+        except OSError as error:
+            log.warning("workers_not_woken", error=str(error))
+
+    def _ring_for(self, outgoing: Sequence[Outgoing]) -> None:
         # Whoever sleeps looks by himself before anything is due that is further away than his sleep.
         soon = time.time() + LONGEST_SLEEP + 0.1
         names = [one.queue for one in outgoing if one.due is None or one.due < soon]
         if names:
             numbers = self._known[0]
             # Another thread may have replaced what is known by what it read before: a sleeper looks by itself then.
-            self.ring({numbers[name] for name in set(names) if name in numbers}, len(names))
+            self._ringer.ring({numbers[name] for name in set(names) if name in numbers}, len(names))
 
     # --- claiming
 

@@ -25,6 +25,10 @@ def put(
     connection: sqlite3.Connection, numbers: Mapping[str, int], messages: Sequence[Outgoing], now: float
 ) -> None:
     """Add messages: those that are due at the end of their queues, the others to the delayed ones."""
+    if len(messages) == 1 and messages[0].due is None:
+        (message,) = messages
+        _append_one(connection, numbers[message.queue], message, now)
+        return
     ready: dict[int, list[tuple[str, bytes, bytes]]] = {}
     for message in messages:
         queue = numbers[message.queue]
@@ -36,23 +40,38 @@ def put(
         _append(connection, queue, rows, now)
 
 
+# One more than the last where the clock is behind it: it stepped back, or a bulk ran ahead of it.
+_LAST = "SELECT max(id) FROM messages WHERE id BETWEEN ?2 AND ?3"
+_APPEND = f"INSERT INTO messages VALUES (max(?1, coalesce(({_LAST}) + 1, 0)), {NOBODY}, 0, ?4, ?5, ?6)"
+
+# In statements for many rows each, for the reason that is given at `_LISTED`.
+_ROWS = (256, 32, 4, 1)
+_APPEND_MANY = [
+    (rows, f"INSERT INTO messages VALUES {', '.join([f'(?, {NOBODY}, 0, ?, ?, ?)'] * rows)}")
+    for rows in _ROWS
+]
+
+
+def _append_one(connection: sqlite3.Connection, queue: int, message: Outgoing, now: float) -> None:
+    first = first_id(queue)
+    row = message.job_id, message.headers, message.body
+    connection.execute(_APPEND, (first + microseconds(now), first, last_id(queue), *row))
+
+
 def _append(
     connection: sqlite3.Connection, queue: int, rows: Sequence[tuple[str, bytes, bytes]], now: float
 ) -> None:
-    first = first_id(queue)
-    # One more than the last where the clock is behind it: it stepped back, or a bulk ran ahead of it.
-    last = f"(SELECT max(id) FROM messages WHERE id BETWEEN {first} AND {last_id(queue)})"
-    if len(rows) == 1:
-        connection.execute(
-            f"INSERT INTO messages VALUES (max(?, coalesce({last} + 1, 0)), {NOBODY}, 0, ?, ?, ?)",
-            (first + microseconds(now), *rows[0]),
-        )
-        return
-    start = max(first + microseconds(now), (connection.execute(f"SELECT {last}").fetchone()[0] or 0) + 1)
-    connection.executemany(
-        f"INSERT INTO messages VALUES (?, {NOBODY}, 0, ?, ?, ?)",
-        [(id_, *row) for id_, row in enumerate(rows, start)],
-    )
+    id_ = max(first_id(queue) + microseconds(now), last(connection, queue) + 1)
+    start = 0
+    for count, statement in _APPEND_MANY:
+        while len(rows) - start >= count:
+            values: list[int | str | bytes] = []
+            for row in rows[start : start + count]:
+                values.append(id_)
+                values += row
+                id_ += 1
+            connection.execute(statement, values)
+            start += count
 
 
 def _put_delayed(connection: sqlite3.Connection, queue: int, message: Outgoing, due: int) -> None:
