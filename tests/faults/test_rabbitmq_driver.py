@@ -112,6 +112,36 @@ def test_deliveries_that_were_not_fetched_when_the_connection_closed_come_once(
     assert hand.fetch(10, 0.3) == []
 
 
+def test_what_a_worker_gave_back_itself_comes_to_it_as_new(
+    open_driver: Open, amqp_url: str, rabbitmq: PrivateRabbitmq
+) -> None:
+    """It knows what it never started, and that nobody else has had it since."""
+    driver = open_driver(amqp_url)
+    driver.put([message(n) for n in range(4)], deadline=10.0)
+    hand = intake(driver, "mail.high", budget=4)
+    held = take(hand, 4)
+    hand.give_back(held[:2])
+    again = take(hand, 2)
+    assert sorted(numbers(again)) == [0, 1]
+    assert not any(delivery.redelivered for delivery in held + again)
+    hand.close()
+    other = take(intake(driver, "mail.high"), 4)
+    assert all(delivery.redelivered for delivery in other), "another worker can't know that"
+
+
+def test_only_what_was_fetched_comes_as_redelivered_after_a_closed_connection(
+    open_driver: Open, amqp_url: str, rabbitmq: PrivateRabbitmq
+) -> None:
+    driver = open_driver(amqp_url)
+    driver.put([message(n) for n in range(10)], deadline=10.0)
+    hand = intake(driver, "mail.high")
+    held = take(hand, 3)
+    rabbitmq.close_all_connections()
+    eventually(lambda: not hand.holds(held[0]))
+    came = take(hand, 10)
+    assert sorted(int(delivery.body) for delivery in came if delivery.redelivered) == [0, 1, 2]
+
+
 def test_everything_ends_through_three_reconnects(
     open_driver: Open, amqp_url: str, rabbitmq: PrivateRabbitmq
 ) -> None:

@@ -17,6 +17,10 @@ from callboard.brokers.driver import Outgoing
 
 #: The AMQP header that carries `Outgoing.headers`.
 HEADERS: Final = "callboard"
+#: The AMQP header that says that it was written before, and it isn't known whether it got there.
+AGAIN: Final = "again"
+#: RabbitMQ's own: how often it was delivered before, from its second delivery on.
+DELIVERIES: Final = "x-delivery-count"
 #: The AMQP header that says since when the message waits: put or due, in microseconds since the epoch.
 SINCE: Final = "since_us"
 
@@ -45,6 +49,8 @@ class Properties(NamedTuple):
     headers: bytes
     since: int  # microseconds since the epoch; 0 if it doesn't say
     message_id: str
+    deliveries: int = 0  # before this one
+    again: bool = False  # another copy of it may have been queued
 
 
 def _short(text: str) -> bytes:
@@ -59,6 +65,7 @@ _PERSISTENT = b"\x02"
 _APPLICATION = _short("callboard")
 _SINCE_FIELD = _short(SINCE) + b"l"
 _HEADERS_FIELD = _short(HEADERS) + b"S"
+_AGAIN_FIELD = _short(AGAIN) + b"t\x01"
 
 
 def publish_method(channel: int, exchange: str, routing_key: str) -> bytes:
@@ -67,8 +74,10 @@ def publish_method(channel: int, exchange: str, routing_key: str) -> bytes:
     return frame_head.pack(METHOD, channel, len(payload)) + payload + _END
 
 
-def publish_content(channel: int, message: Outgoing, since: float, frame_max: int) -> bytes:
-    """The frames that carry a message's properties and body.
+def publish_content(
+    channel: int, message: Outgoing, since: float, frame_max: int, *, again: bool = False
+) -> bytes:
+    """The frames that carry a message's properties and body; `again` if it may have been queued already.
 
     Raises:
         ValueError: It doesn't fit into AMQP.
@@ -76,6 +85,8 @@ def publish_content(channel: int, message: Outgoing, since: float, frame_max: in
     table = _SINCE_FIELD + _quad.pack(int(since * 1e6))
     if message.headers:
         table += _HEADERS_FIELD + _long.pack(len(message.headers)) + message.headers
+    if again:
+        table += _AGAIN_FIELD
     body = message.body
     payload = b"".join(
         (
@@ -156,8 +167,11 @@ def properties_of(properties: BasicProperties) -> Properties:
     if isinstance(headers, str):  # pika decodes what can be read as text
         headers = headers.encode()
     since = table.get(SINCE, 0)
+    deliveries = table.get(DELIVERIES, 0)
     return Properties(
         headers if isinstance(headers, bytes) else b"",
         since if isinstance(since, int) else 0,
         properties.message_id or "",
+        deliveries if isinstance(deliveries, int) else 0,
+        table.get(AGAIN) is True,
     )

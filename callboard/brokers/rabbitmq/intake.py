@@ -43,6 +43,7 @@ _GATHER = 0.002
 _STALE = 0.5
 _LOOK_LOST = 5.0  # seconds; by then it went with a thread that had to start over
 _LATE = 0.1  # seconds; a look that comes so late says that the machine is busy, not that nobody fetches
+_MOST_REMEMBERED = 10_000  # jobs that went back unstarted
 _FORWARDED_AT_ONCE = 20
 _FORWARD_PAUSE = 5.0  # seconds, before a delayed job that can't be forwarded is tried again
 _LARGEST_PREFETCH = 65_535  # 16 bits
@@ -54,12 +55,15 @@ _SETTLE = 1.0
 class Claim:
     """A delivery's token: the channel that it came through, and its number there."""
 
-    __slots__ = ("arrived", "hold", "let_go", "tag")
+    __slots__ = ("arrived", "deliveries", "hold", "job", "let_go", "tag", "untouched")
 
-    def __init__(self, hold: Hold, tag: int) -> None:
+    def __init__(self, hold: Hold, tag: int, job: tuple[str, str] = ("", ""), deliveries: int = 0) -> None:
         self.arrived = time.monotonic()
         self.hold = hold
         self.tag = tag
+        self.job = job  # its queue and its id
+        self.deliveries = deliveries  # before this one
+        self.untouched = False  # it certainly was never started
         self.let_go = False
 
 
@@ -89,6 +93,9 @@ class RabbitmqIntake(Intake):
         self._kicked = False  # the link's thread is asked to settle now
         self._gathering = False  # it will, in a moment
         self._touched: set[Hold] = set()  # channels with acks to send
+        # Jobs that went back from here and were never started: by the number of deliveries that each has seen, if
+        # it comes back and nobody else had it.
+        self._untouched: dict[tuple[str, str], int] = {}
         self._link = Link(addresses, name, up=self._up, down=self._down)
         queues = sorted(dict.fromkeys(options.queues), key=priority_of)
         self._settled = threading.Event()
@@ -106,6 +113,7 @@ class RabbitmqIntake(Intake):
             declare=lambda: declare_queue(name, arguments_of(queue)),
             prefetch=self._share,
             receive=partial(self._receive, queue),
+            returned=partial(self._returned, queue),
             paused=queue in options.paused,
             settled=lambda: self._lane_settled(queue),
         )
@@ -174,6 +182,7 @@ class RabbitmqIntake(Intake):
         for delivery in deliveries:
             claim: Claim = delivery.token
             claim.let_go = True
+            claim.untouched = not delivery.redelivered
             self._returns.append(claim)
         self._settle_soon()
 
@@ -227,11 +236,35 @@ class RabbitmqIntake(Intake):
         for lane in self._all_lanes():
             lane.lose()
         self._touched.clear()
+        self._note_lost()
+
+    def _note_lost(self) -> None:
+        for delivery in self._waiting.remove_lost():
+            self._note_untouched(delivery)
+
+    def _note_untouched(self, delivery: Delivery) -> None:
+        """This one goes back and was never started, neither here nor, if it is new, anywhere."""
+        if not delivery.redelivered:
+            claim: Claim = delivery.token
+            self._remember(claim)
+
+    def _remember(self, claim: Claim) -> None:
+        self._untouched[claim.job] = claim.deliveries + 1
+        if len(self._untouched) > _MOST_REMEMBERED:
+            del self._untouched[next(iter(self._untouched))]
+
+    def _returned(self, queue: str, arrival: Arrival) -> None:
+        """It came after nothing more was wanted, and goes back."""
+        properties = arrival.properties
+        if not arrival.redelivered:
+            self._remember(Claim(arrival.hold, arrival.tag, (queue, properties.message_id)))
 
     def _receive(self, queue: str, arrival: Arrival) -> None:
         hold, tag, redelivered, _, properties, body = arrival
-        claim = Claim(hold, tag)
-        delivery = Delivery(queue, body, properties.headers, claim, redelivered)
+        claim = Claim(hold, tag, (queue, properties.message_id), properties.deliveries)
+        if redelivered:
+            redelivered = self._untouched.pop(claim.job, None) != claim.deliveries
+        delivery = Delivery(queue, body, properties.headers, claim, redelivered or properties.again)
         self._waiting.add(delivery, properties.since)
         if claim.arrived > self._looks_until:
             self._look_later()
@@ -252,6 +285,8 @@ class RabbitmqIntake(Intake):
         while self._returns:
             claim = self._returns.popleft()
             claim.hold.give_back(claim.tag)
+            if claim.untouched:
+                self._remember(claim)
         for hold in self._touched:
             hold.send_acks(last=last)
         self._touched = {hold for hold in self._touched if hold.is_open and hold.unacked.has_more}
@@ -285,6 +320,7 @@ class RabbitmqIntake(Intake):
 
     def _look(self, *, is_late: bool) -> None:
         """Give back what has become stale, and ask for less of its kind."""
+        self._note_lost()
         for queue in () if is_late else self._waiting.left_since(time.monotonic() - _STALE):
             lane = self._lanes[queue]
             wanted = max(1, lane.hold.fetched // 2) if lane.hold is not None else self._share
@@ -318,6 +354,7 @@ class RabbitmqIntake(Intake):
         for delivery in self._waiting.remove(queues):
             claim: Claim = delivery.token
             claim.hold.give_back(claim.tag)
+            self._note_untouched(delivery)
 
     def _let_go(self, gone: threading.Event) -> None:
         for lane in self._all_lanes():

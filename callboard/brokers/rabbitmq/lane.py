@@ -140,6 +140,7 @@ class Lane:
         declare: A script that makes sure that the queue is there.
         prefetch: How many messages may be unacked.
         receive: Called with each delivery.
+        returned: Called with each that comes when nothing is wanted, and goes back.
         settled: Called when the lane has come to rest: it consumes, or is paused, or its queue can't be had.
     """
 
@@ -151,6 +152,7 @@ class Lane:
         declare: Callable[[], Script[None]],
         prefetch: int,
         receive: Receive,
+        returned: Receive = lambda _: None,
         paused: bool = False,
         settled: Callable[[], None] = lambda: None,
     ) -> None:
@@ -161,6 +163,7 @@ class Lane:
         self._link = link
         self._declare = declare
         self._receive = receive
+        self._returned = returned
         self._settled = settled
         self._busy = False  # a request of this lane is on its way
         self._channel: Any = None  # open, or opening
@@ -334,10 +337,12 @@ class Lane:
     ) -> None:
         hold.unacked.delivered(tag)
         hold.last_tag = tag
+        arrival = Arrival(hold, tag, redelivered, key, properties, body)
         if self.paused or self._stopped:
             hold.give_back(tag)  # it was on its way when the consumer was cancelled
+            self._returned(arrival)
         else:
-            self._receive(Arrival(hold, tag, redelivered, key, properties, body))
+            self._receive(arrival)
 
     def _is_consuming(self) -> None:
         self._failures = 0

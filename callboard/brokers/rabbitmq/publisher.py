@@ -321,7 +321,7 @@ class Publisher:
             else:
                 method = self._method(message.queue)
                 since = now
-            content = frames.publish_content(self._number, message, since, self._frame_max)
+            content = frames.publish_content(self._number, message, since, self._frame_max, again=entry.lost)
         except (ValueError, OverflowError) as error:
             entry.batch.fail(entry, str(error))
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ class Waiting:
         self._heaps: dict[Priority, list[tuple[int, int, Delivery]]] = {priority: [] for priority in Priority}
         self._numbers = count()
         self._taken = 0
+        self._lost: list[Delivery] = []  # found by taking
         self._lock = threading.Lock()  # between taking and removing
 
     def __bool__(self) -> bool:
@@ -51,10 +52,12 @@ class Waiting:
                     break
                 oldest_turn = len(filled) > 1 and self._taken % _OLDEST_EVERY == _OLDEST_EVERY - 1
                 delivery = heappop(min(filled) if oldest_turn else filled[0])[2]
-                if delivery.token.hold.is_open:  # otherwise it is somebody else's by now
+                if delivery.token.hold.is_open:
                     self._taken += 1
                     delivery.token.hold.fetched += 1
                     found.append(delivery)
+                else:
+                    self._lost.append(delivery)
         return found
 
     def left_since(self, moment: float) -> set[str]:
@@ -69,12 +72,23 @@ class Waiting:
 
     def remove(self, queues: Collection[str]) -> list[Delivery]:
         """Take out what came from these queues, oldest first."""
+        return self._remove(lambda delivery: delivery.queue in queues)
+
+    def remove_lost(self) -> list[Delivery]:
+        """Take out what came through channels that are gone: it is somebody else's by now."""
+        found = self._remove(lambda delivery: not delivery.token.hold.is_open)
+        with self._lock:
+            found += self._lost
+            self._lost.clear()
+        return found
+
+    def _remove(self, wanted: Callable[[Delivery], bool]) -> list[Delivery]:
         removed: list[tuple[int, int, Delivery]] = []
         with self._lock:
             for heap in self._heaps.values():
-                gone = [item for item in heap if item[2].queue in queues]
+                gone = [item for item in heap if wanted(item[2])]
                 if gone:
-                    heap[:] = [item for item in heap if item[2].queue not in queues]
+                    heap[:] = [item for item in heap if not wanted(item[2])]
                     heapify(heap)
                     removed += gone
         return [delivery for _, _, delivery in sorted(removed)]

@@ -60,6 +60,15 @@ def test_pika_reads_what_is_published(message: Outgoing, since: float) -> None:
     assert b"".join(body.fragment for body in bodies) == message.body
 
 
+def test_a_message_says_that_it_was_written_before_and_how_often_it_was_delivered() -> None:
+    message = Outgoing("q", b"", "id", b"headers")
+    (header,) = decoded(frames.publish_content(1, message, 2.0, FRAME_MAX, again=True))
+    assert frames.properties_of(header.properties) == Properties(b"headers", 2_000_000, "id", 0, again=True)
+    header.properties.headers["x-delivery-count"] = 3
+    payload = header.marshal()[19:-1]
+    assert frames.read_properties(payload) == Properties(b"headers", 2_000_000, "id", 3, again=True)
+
+
 def test_a_body_that_fits_no_frame_is_split() -> None:
     message = Outgoing("q", bytes(range(256)) * 40, "id")
     _, *bodies = decoded(frames.publish_content(1, message, 0.0, FRAME_MAX))
