@@ -206,9 +206,8 @@ class JobActor(dramatiq.Actor[P, R]):
                     args, kwargs = (item,), {}
                 else:
                     kwargs = dict(item)
-                yield envelope.new_message(
-                    queue, self.actor_name, args, kwargs, {"callboard": extras.copy()}, job_id, now
-                )
+                own = {"callboard": {**extras, "tags": list(options.tags)} if options.tags else extras.copy()}
+                yield envelope.new_message(queue, self.actor_name, args, kwargs, own, job_id, now)
 
     def _message(
         self, options: SendOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, check: bool = True

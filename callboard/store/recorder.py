@@ -203,10 +203,10 @@ class Recorder:
             self._sleep()
             if self._pending and not self._hurry:
                 self._bell.acquire(timeout=self._interval)
-            self._hurry = False
             self._write_batch()
-            while len(self._pending) >= self._batch:
+            while len(self._pending) >= self._batch or (self._hurry and self._pending):
                 self._write_batch()
+            self._hurry = False  # who has just asked has rung the bell, too
 
     def _write_batch(self) -> None:
         marks = self._take()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import dramatiq
@@ -176,6 +177,61 @@ def test_a_unique_job_that_could_not_be_queued_leaves_its_key_free(note: Any, br
         note.using(unique="k", job_id="one").send("a")
     broker.driver.fail_puts = None
     assert note.using(unique="k", job_id="two").send("a").message_id == "two"
+
+
+def test_of_many_the_middleware_is_told_of_those_that_were_queued(
+    note: Any, broker: Broker, claim: Claim
+) -> None:
+    told: list[tuple[str, list[str]]] = []
+
+    class OneByOne(Middleware):
+        def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            told.append(("one by one", [message.message_id]))
+
+    class Together(OneByOne):
+        def after_enqueue_many(self, broker: Any, messages: Any, delay: Any) -> None:
+            told.append(("together", [message.message_id for message in messages]))
+            raise RuntimeError("it is too late for that")
+
+    broker.add_middleware(OneByOne())
+    broker.add_middleware(Together())
+    held = note.using(unique="k").send("first")
+    del told[:]
+    sent = note.using(tags=["t"]).send_many([{"text": "a"}, {"text": "b"}])
+    ids = [message.message_id for message in sent]
+    assert told == [("together", ids), ("one by one", [ids[0]]), ("one by one", [ids[1]])]
+    assert ids == sorted(ids)
+    del told[:]
+    duplicates = note.using(unique="k").send_many([{"text": "c"}, {"text": "d"}])
+    assert {message.message_id for message in duplicates} == {held.message_id}
+    assert told == []
+    assert [_body(d)["message_id"] for d in claim()] == [held.message_id, *ids]
+
+
+def test_jobs_sent_together_are_recorded_each(note: Any, broker: Broker) -> None:
+    sent = note.using(tags=["t"], expires=timedelta(hours=1)).send_many(
+        [{"text": f"{n}"} for n in range(300)]
+    )
+    assert broker.recorder is not None
+    assert broker.store is not None
+    assert broker.recorder.flush(30)
+    for number in (0, 299):
+        record = broker.store.get(sent[number].message_id)
+        assert record is not None
+        assert (record.state, record.tags, record.payload) == (State.QUEUED, ("t",), f'{{"text":"{number}"}}')
+        assert record.expires_at == broker.clock() + 3600
+    sent[0].options["callboard"]["tags"].append("mine")
+    assert sent[1].options["callboard"]["tags"] == ["t"]
+
+
+def test_many_payloads_may_be_of_any_kind_of_mapping_and_come_from_anywhere(
+    note: Any, broker: Broker, claim: Claim
+) -> None:
+    given = ({"text": f"{n}"} if n % 2 else MappingProxyType({"text": f"{n}"}) for n in range(600))
+    sent = note.send_many(given)
+    assert [message.kwargs["text"] for message in sent] == [f"{n}" for n in range(600)]
+    assert [_body(d)["kwargs"]["text"] for d in claim()] == [f"{n}" for n in range(600)]
+    assert note.send_many([]) == []
 
 
 async def _send_both(note: Any) -> tuple[Message[Any], list[Message[Any]]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from callboard import Permanent, RetryPolicy
+from callboard import Permanent, Priority, RetryPolicy
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
@@ -78,6 +78,18 @@ def test_a_success_is_counted_and_timed(
         assert read(f"{histogram}_count", "work") == 3
         assert read(f"{histogram}_bucket", "work", le="+Inf") == 3
         assert 0 < (read(f"{histogram}_sum", "work") or 0) < 3 * PATIENCE
+
+
+def test_jobs_that_are_sent_together_are_all_counted(
+    actor: ActorDecorator, read: Callable[..., float | None]
+) -> None:
+    @actor(category="jobs")
+    def work() -> None: ...
+
+    work.send_many([{}, {}, {}])
+    work.using(priority=Priority.HIGH).send_many([{}, {}])
+    assert read("jobs_enqueued_total", "work") == 3
+    assert read("jobs_enqueued_total", "work", "high") == 2
 
 
 def test_failures_are_counted_by_what_becomes_of_them(

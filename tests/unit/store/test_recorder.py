@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,37 @@ def test_changes_are_written_in_batches_and_in_their_sequence(
     assert [job for batch in store.batches for job in batch] == [f"{n}" for n in range(250)]
     assert max(map(len, store.batches)) <= 100
     assert recorder.pending == 0
+
+
+def test_changes_that_come_one_after_the_other_share_batches(
+    store: FaultyStore, recorder_of: Callable[..., Recorder]
+) -> None:
+    interval = 0.05
+    recorder = recorder_of(interval=interval)
+    started, recorded = time.monotonic(), 0
+    while time.monotonic() < started + 10 * interval:
+        recorder.record(change(f"{recorded}"))
+        recorded += 1
+        time.sleep(0.0005)
+    assert recorder.flush(PATIENCE)
+    elapsed = time.monotonic() - started
+    assert [job for batch in store.batches for job in batch] == [f"{n}" for n in range(recorded)]
+    assert len(store.batches) <= 10 + 2 * elapsed / interval
+
+
+def test_many_changes_recorded_together_keep_their_sequence_and_the_bound(
+    store: FaultyStore, recorder_of: Callable[..., Recorder]
+) -> None:
+    recorder = recorder_of(batch=10, max_pending=50, interval=PATIENCE)
+    store.away = True
+    recorder.record_many_lazily([partial(change, f"{n}") for n in range(123)])
+    recorder.record_many_lazily([])
+    assert recorder.pending <= 50 + 10
+    store.away = False
+    assert recorder.flush(PATIENCE)
+    written = [job for batch in store.batches for job in batch]
+    assert written == [f"{n}" for n in range(123)][-len(written) :]
+    assert len(written) + recorder.dropped == 123
 
 
 def test_changes_of_one_job_come_to_one_record_and_keep_their_story(
