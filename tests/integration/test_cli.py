@@ -176,6 +176,41 @@ def test_a_day_at_the_command_line(run: Run, start: Callable[..., Running], fold
     assert run("dead", "list").stdout == "No dead letters.\n"
 
 
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_workers_and_commands_meet_in_a_store_in_redis(
+    request: pytest.FixtureRequest,
+    environment: dict[str, str],
+    run: Run,
+    start: Callable[..., Running],
+    folder: Path,
+    redis_url: str,
+    broker: str,
+) -> None:
+    environment["CALLBOARD_STORE_URL"] = redis_url
+    environment["CALLBOARD_BROKER_URL"] = (
+        redis_url if broker == "redis" else request.getfixturevalue("amqp_url")
+    )
+    assert run("queues", "pause", "desk.medium").returncode == 0
+    worker = start("worker", "--queues", "desk.*", "--processes", "1", "--threads", "2")
+    worker.wait_for("worker process started")
+    note, other = (
+        run("enqueue", "write_note", "-p", f'{{"text": "{text}"}}').stdout.strip() for text in ("a", "b")
+    )
+    assert "paused" in run("why", note).stdout
+    cancelled = run("jobs", "cancel", other)
+    assert (cancelled.returncode, cancelled.stderr) == (0, "")
+
+    assert run("queues", "resume", "desk.medium").returncode == 0
+    assert run("jobs", "watch", note, "--timeout", "30").returncode == 0
+    assert run("jobs", "watch", other, "--timeout", "30").returncode != 0
+    assert (folder / "note.txt").read_text() == "first: a"
+    for state, job in (("succeeded", note), ("cancelled", other)):
+        (listed,) = json.loads(run("jobs", "list", "--state", state, "--json").stdout)["jobs"]
+        assert listed["id"] == job
+    assert worker.stop() == 0
+    assert json.loads(run("workers", "--json").stdout)["workers"] == []
+
+
 def test_dev_loads_the_application_anew_when_a_file_is_saved(
     run: Run, start: Callable[..., Running], folder: Path
 ) -> None:

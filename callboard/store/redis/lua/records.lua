@@ -13,16 +13,27 @@ local function partition(record)
     .. '\n' .. record[STATE]
 end
 
+local entered, left = {}, {}
+
 local function enter(name, born, id)
   call('ZADD', base .. 'in:' .. name, born, id)
-  call('SADD', PARTITIONS, name)
+  entered[name] = true
 end
 
 local function leave(name, id)
-  local key = base .. 'in:' .. name
-  call('ZREM', key, id)
-  if call('EXISTS', key) == 0 then
-    call('SREM', PARTITIONS, name)
+  call('ZREM', base .. 'in:' .. name, id)
+  left[name] = true
+end
+
+-- Once all have entered and left, the set of partitions is put right.
+local function account()
+  for name in pairs(entered) do
+    call('SADD', PARTITIONS, name)
+  end
+  for name in pairs(left) do
+    if call('EXISTS', base .. 'in:' .. name) == 0 then
+      call('SREM', PARTITIONS, name)
+    end
   end
 end
 

@@ -12,4 +12,5 @@ for number = 1, #found, 2 do
     gone = gone + 1
   end
 end
+account()
 return { gone, #found / 2, found[#found - 1] or '', found[#found] or '0' }

@@ -80,3 +80,4 @@ for number = 2, #ARGV, 2 do
     fingerprint(said, id)
   end
 end
+account()
