@@ -56,23 +56,27 @@ class Totals(Collector):
 
     Args:
         blocks: How many processes there can be at once.
+
+    Attributes:
+        job_blocks: Where each process keeps the numbers of jobs.
+        value_blocks: Where each keeps those of the application's own metrics.
     """
 
     def __init__(self, blocks: int) -> None:
-        self._job_blocks = BlockMemory(blocks, _JOB_BYTES)
-        self._value_blocks = BlockMemory(blocks, _VALUE_BYTES)
+        self.job_blocks = BlockMemory(blocks, _JOB_BYTES)
+        self.value_blocks = BlockMemory(blocks, _VALUE_BYTES)
         self._jobs_of_dead: dict[JobLabels, list[float]] = {}
         self._values_of_dead: dict[_Series, _Number] = {}
 
     def join(self, block: int) -> None:
         """In a new process: keep this process' numbers in a block."""
         for metrics in all_metrics():
-            metrics.share(self._job_blocks.of(block))
-        share_values(self._value_blocks.of(block))
+            metrics.share(self.job_blocks.of(block))
+        share_values(self.value_blocks.of(block))
 
     def bequeath(self, block: int) -> None:
         """A process has ended: add up what it has left, and empty its block."""
-        jobs, values = self._job_blocks.of(block), self._value_blocks.of(block)
+        jobs, values = self.job_blocks.of(block), self.value_blocks.of(block)
         for labels, floats in _jobs_in(jobs):
             _add(self._jobs_of_dead, labels, without_running(floats))
         for series, number in _numbers_in(values):
@@ -84,7 +88,7 @@ class Totals(Collector):
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         jobs = {labels: list(floats) for labels, floats in self._jobs_of_dead.items()}
-        for block in self._job_blocks:
+        for block in self.job_blocks:
             for labels, floats in _jobs_in(block):
                 _add(jobs, labels, floats)
         if not any(jobs.get(OTHER, ())):
@@ -94,7 +98,7 @@ class Totals(Collector):
             series: _Number(number.is_, number.value, number.set_at)
             for series, number in self._values_of_dead.items()
         }
-        for block in self._value_blocks:
+        for block in self.value_blocks:
             for series, number in _numbers_in(block):
                 _add_number(values, series, number)
         yield from _families_of_values(values)

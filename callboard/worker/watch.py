@@ -68,18 +68,29 @@ class Watch:
         processes: How many worker processes there should be.
         threads: How many jobs each of them runs at once.
         stalled_after: Seconds that a process may claim nothing while messages wait.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, *, blocks: int, processes: int, threads: int, stalled_after: float) -> None:
+    def __init__(
+        self,
+        *,
+        blocks: int,
+        processes: int,
+        threads: int,
+        stalled_after: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._processes = processes
         self._threads = threads
         self._totals = Totals(blocks)
         self._pulses = PulseMemory(blocks)
         self._observer = Observer(min(INTERVAL, stalled_after / 6))
-        self._doctor = Doctor(stalled_after, time.monotonic)
+        self._doctor = Doctor(stalled_after, clock)
         self._counts = dict.fromkeys((n for n, (kind, _) in WORKER_METRICS.items() if kind == "counter"), 0)
+        self._lost: set[int] = set()  # the processes that are to be replaced, until they have ended
         self._roll = Roll()
-        self._with_process = self._next_look = time.monotonic()
+        self._with_process = self._next_look = clock()
         self._registry = CollectorRegistry()
         for collector in (self._totals, _Told(self._of_worker), _Told(self._of_shared)):
             self._registry.register(collector)
@@ -128,12 +139,13 @@ class Watch:
         self._totals.bequeath(block)
         self._pulses.of(block).clear()
         self._doctor.forget(pid)
+        self._lost.discard(pid)
         self._counts["callboard_worker_process_deaths"] += died
 
     def look(self, roll: Roll) -> list[int]:
         """Look how the processes are, once a second; returns the pids of those that should be replaced."""
         self._roll = roll
-        now = time.monotonic()
+        now = self._clock()
         if any(not ward.leaving for ward in roll.wards):
             self._with_process = now
         if now < self._next_look:
@@ -146,8 +158,9 @@ class Watch:
                 continue
             pulse = self._pulses.of(ward.block)
             self._doctor.look(ward.pid, pulse, elapsed, has_work=work_waits and ward.running < self._threads)
-            if self._doctor.needs_replacing(ward.pid, runs_jobs=ward.running > 0):
-                self._doctor.forget(ward.pid)  # its replacement takes time
+            ill = self._doctor.needs_replacing(ward.pid, runs_jobs=ward.running > 0)
+            if ill and ward.pid not in self._lost:
+                self._lost.add(ward.pid)
                 self._counts["callboard_worker_process_stalls"] += 1
                 lost.append(ward.pid)
         return lost
@@ -171,7 +184,7 @@ class Watch:
             for ward in wards
             if not ward.leaving and self._doctor.has_stalled(ward.pid)
         ]
-        without = time.monotonic() - self._with_process
+        without = self._clock() - self._with_process
         if without > _WITHOUT_PROCESS and not self._roll.stopping:
             problems.append(f"no process has been ready for {without:.0f} s")
         return _verdict(problems)
