@@ -6,32 +6,32 @@ import os
 from typing import Any
 
 from celery import Celery
-from kombu import Queue  # type: ignore[attr-defined]
+from kombu import Exchange, Queue  # type: ignore[attr-defined]
 
 from benchmarks import job as measured
 
 
-def open_app(*, confirm: bool) -> Celery:
-    """An app on the server that the environment names."""
+def _app() -> Celery:
     app = Celery("bench", broker=os.environ["BENCH_SERVER_URL"])
+    exchange = Exchange("bench", type="topic")  # type: ignore[no-untyped-call]  # its delays in the broker need one of this type
     names = ["bench", *(f"bench{number}" for number in range(1, int(os.environ.get("BENCH_QUEUES", "1"))))]
     app.conf.update(
         task_default_queue="bench",
         task_default_queue_type="quorum",
         task_queues=[
-            Queue(name, routing_key=name, queue_arguments={"x-queue-type": "quorum"})  # type: ignore[no-untyped-call]
+            Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})  # type: ignore[no-untyped-call]
             for name in names
         ],
         task_acks_late=True,
         task_ignore_result=True,
         worker_prefetch_multiplier=64,  # what its guide advises for many short tasks
-        broker_transport_options={"confirm_publish": confirm},
+        broker_transport_options={"confirm_publish": True},
         broker_connection_retry_on_startup=True,
     )
     return app
 
 
-app = open_app(confirm=True)
+app = _app()
 
 
 @app.task(name="bench")  # type: ignore[untyped-decorator]

@@ -25,14 +25,13 @@ SYSTEMS: tuple[type[System], ...] = (
 
 COLUMNS = ("connections", "idle CPU %", "RSS MB")
 QUEUES = 24
-_SETTLES = 3.0
 
 
 def measure(bench: Bench) -> Figures:
     """Once for each system."""
     systems = bench.systems(SYSTEMS)
     figures = Figures(COLUMNS, [system.name for system in systems])
-    watched = 4.0 if bench.quick else 15.0
+    watched, settles = (2.0, 1.0) if bench.quick else (15.0, 3.0)
     for system_class in systems:
         bench.say(f"many queues: {system_class.name}")
         server = bench.server(system_class)
@@ -40,7 +39,7 @@ def measure(bench: Bench) -> Figures:
             counter = Counter(system.folder / "counter")
             with system.working(counter.path) as workers:
                 wait_for(counter, system.use_all_queues(QUEUES), workers)
-                time.sleep(_SETTLES)
+                time.sleep(settles)
                 cpu, started = workers.cpu_seconds(), time.perf_counter()
                 time.sleep(watched)
                 used = (workers.cpu_seconds() - cpu) / (time.perf_counter() - started)

@@ -18,10 +18,10 @@ _WARM = 50
 
 
 def measure(bench: Bench) -> Figures:
-    """As often as there are rounds, with the same sequence of jobs, which a quick run doesn't shorten."""
+    """As often as there are rounds, with the same sequence of jobs."""
     systems = bench.systems(CALLBOARDS)
     figures = Figures(COLUMNS, [system.name for system in systems])
-    jobs = [seconds for seconds, count in MIX.items() for _ in range(count)]
+    jobs = [seconds for seconds, count in MIX.items() for _ in range(bench.size(count, count // 2))]
     random.Random(1).shuffle(jobs)
     even = sum(jobs) / (PROCESSES * Callboard.threads)
     for number in range(1, bench.rounds + 1):
@@ -33,7 +33,7 @@ def measure(bench: Bench) -> Figures:
             figures.add(system_class.name, "evenly shared s", even)
             figures.add(system_class.name, "took to evenly shared", took / even)
             figures.add(system_class.name, "less to more busy", balance)
-    mix = ", ".join(f"{count:,} of {seconds * 1000:.0f} ms" for seconds, count in MIX.items())
+    mix = ", ".join(f"{jobs.count(seconds):,} of {seconds * 1000:.0f} ms" for seconds in MIX)
     figures.note(
         f"{mix}, in one shuffled sequence, on {PROCESSES} processes of {Callboard.threads} threads. Evenly shared, "
         "without any cost, they would take as long as the second column says; since the longest takes a second, nobody "

@@ -70,7 +70,7 @@ def one_round(bench: Bench, system_class: type[System], figures: Figures) -> Non
         figures.add(name, "processed /s", found["rate"])
         figures.add(name, "CPU s per 10k", found["cpu"])
         figures.add(name, "RSS MB", found["memory"])
-    if system_class.most_processes >= 2:
+    if system_class.most_processes >= 2 and not bench.quick:
         with bench.fresh(system_class) as system:
             figures.add(name, "2 processes /s", processed(bench, system, processes=2)["rate"])
     with bench.fresh(system_class) as system:

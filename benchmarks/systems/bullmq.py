@@ -38,7 +38,7 @@ class BullmqRedis(System):
         self._produce(job, "one", 1)
 
     def fill(self, jobs: Sequence[Job]) -> None:
-        self._produce(jobs[0], "many", len(jobs))
+        self._produce(jobs[0], "fill", len(jobs))
 
     def fill_later(self, count: int, seconds: float) -> None:
         self._produce(payload(), "later", count, seconds)
