@@ -12,6 +12,7 @@ machine.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -34,6 +35,7 @@ from callboard.brokers.base import Broker
 from callboard.metrics import Metrics
 from callboard.store import open_store
 from callboard.store.base import Store
+from callboard.worker.garbage import look_for_garbage_less_often
 from callboard.worker.worker import Worker
 from middleware import stack
 
@@ -94,6 +96,8 @@ class Measurement:
         for _ in range(jobs // 1000):
             actor.send_many([{"job": payload()} for _ in range(1000)])
         self._flush()
+        gc.collect()
+        look_for_garbage_less_often()  # as in a process of `callboard worker`
 
     def run(self) -> dict[str, Any]:
         """Jobs a second, CPU seconds a job, and those of each kind of thread, after a tenth to warm up."""

@@ -38,7 +38,7 @@ Moment = Annotated[float, msgspec.Meta(ge=0, le=10**11)]  # seconds since the ep
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=10**14)]
 
 
-class Extras(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+class Extras(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """What `options.callboard` holds. Fields of a later version are unknown here, and the job is parked."""
 
     v: int = VERSION
@@ -50,7 +50,7 @@ class Extras(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     tick: Moment | None = None  # the moment of the schedule that made it
 
 
-class AttemptError(msgspec.Struct, omit_defaults=True):
+class AttemptError(msgspec.Struct, omit_defaults=True, gc=False):
     """How one run failed, in short. The traceback is in the record, and the last one in the dead letter."""
 
     attempt: Count
@@ -60,7 +60,7 @@ class AttemptError(msgspec.Struct, omit_defaults=True):
     worker: str = ""
 
 
-class Headers(msgspec.Struct, omit_defaults=True):
+class Headers(msgspec.Struct, omit_defaults=True, gc=False):
     """What changes on a job's way. All at their defaults when it is sent."""
 
     hop: Count = 0  # how often Callboard has published it again; see `callboard.states.order`
@@ -77,7 +77,7 @@ class Headers(msgspec.Struct, omit_defaults=True):
     signature: str = ""
 
 
-class Wire(msgspec.Struct, forbid_unknown_fields=True):
+class Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The fields of a body, as they are in a Dramatiq message."""
 
     queue_name: str

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
+import msgspec
+
 from callboard.errors import CallboardError
 
 
@@ -28,8 +30,7 @@ class Outgoing:
     due: float | None = None  # None: at once
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, eq=False, gc=False):
     """A message that an intake has claimed. `token` is the driver's own hold on it."""
 
     queue: str

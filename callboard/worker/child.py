@@ -25,6 +25,7 @@ from callboard.loggers import get_logger
 from callboard.logs import configure_logging
 from callboard.metrics.jobs import all_metrics
 from callboard.metrics.values import keep_shareable
+from callboard.worker.garbage import look_for_garbage_less_often
 from callboard.worker.patterns import select_queues
 from callboard.worker.pulse import Pulse
 from callboard.worker.reports import Report, Reports, report_of
@@ -116,6 +117,7 @@ class Child:
             plan = self._plan
             configure_logging(level=plan.log_level, style=plan.log_format, successes=plan.log_successes)
             broker = broker or plan.load()
+            look_for_garbage_less_often()
             if plan.join is not None:
                 self._pulse = plan.join(self._block)
             broker.emit_after("process_boot")
