@@ -166,8 +166,7 @@ class Run:
             return fn(*args, **kwargs)
         finished = False
         result: Any = None
-        with self._lock:
-            self._thread = threading.get_ident()
+        self._thread = threading.get_ident()
         try:
             try:
                 result = fn(*args, **kwargs)

@@ -7,9 +7,8 @@ from typing import Any
 from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
-from callboard.brokers.claim import job_order
 from callboard.context import Run, enter_run
-from callboard.states import State
+from callboard.states import State, order
 
 
 class CurrentJob(Middleware):
@@ -23,7 +22,7 @@ class CurrentJob(Middleware):
             queue=message.queue_name,
             attempt=message.attempt,
             reporter=broker,
-            order=job_order(message, State.RUNNING),
+            order=order(message.headers.hop, State.RUNNING),
             tags=tuple(message.extras.tags),
             replayed=message.headers.deaths > 0,
         )

@@ -120,11 +120,14 @@ def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
     disposition, headers, now = message.disposition, message.headers, broker.clock()
     category, priority = queues.split(message.queue_name)
     ran = message.run is not None  # it wasn't kept from running
+    done = disposition is DONE  # as nearly all are
     change = Change(
         job_id=message.message_id,
-        order=0,
-        state=State.QUEUED,
+        order=order(headers.hop, State.SUCCEEDED),
+        state=State.SUCCEEDED if done else State.QUEUED,
         at=now,
+        finished_at=now if done else None,
+        reason="" if done else None,
         actor=message.actor_name,
         category=category,
         queue=message.queue_name,
@@ -134,13 +137,14 @@ def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
         attempt=message.attempt if ran else None,
         worker=worker_name() if ran else None,
     )
+    if done:
+        return change
     if isinstance(disposition, Finish):
         change.state = disposition.state
         change.order = order(headers.hop, disposition.state)
         change.finished_at = now
         change.reason = disposition.reason
-        if disposition is not DONE:
-            change.event = disposition.reason
+        change.event = disposition.reason
     elif isinstance(disposition, Later):
         change.state = disposition.state
         change.order = order(headers.hop + 1, disposition.state)

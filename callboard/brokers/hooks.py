@@ -131,18 +131,24 @@ class Hooks(Core):
         """Run every hook, whatever the others do; returns the first failure."""
         failed: HookFailed | None = None
         for hook in self._hooks_of(method):
-            failure = self._call_hook(hook, *args, **kwargs)
-            failed = failed or failure
+            try:
+                hook(self, *args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  told by _hook_failed
+                failure = self._hook_failed(hook, error)
+                failed = failed or failure
         return failed
 
-    def _call_hook(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> HookFailed | None:
+    def _call_hook(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Run one hook, which may fail."""
         try:
             hook(self, *args, **kwargs)
-        except BaseException as error:
-            _let_pass(error)
-            log.exception("hook failed", hook=_hook_name(hook))
-            return HookFailed(_hook_name(hook), error)
-        return None
+        except BaseException as error:  # noqa: BLE001  told by _hook_failed
+            self._hook_failed(hook, error)
+
+    def _hook_failed(self, hook: Callable[..., Any], error: BaseException) -> HookFailed:
+        _let_pass(error)
+        log.exception("hook failed", hook=_hook_name(hook))
+        return HookFailed(_hook_name(hook), error)
 
     def _hooks_of(self, method: str) -> list[Callable[..., Any]]:
         """The hooks that do something: those that a middleware overrides, in their order."""

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 
 from callboard.errors import StoreUnavailable
 from callboard.loggers import get_logger
+from callboard.store.base import Change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from callboard.store.base import Change, Store
+    from callboard.store.base import Store
 
 log = get_logger(__name__)
 
@@ -242,9 +243,14 @@ class Recorder:
                 oldest = self._pending.popleft()
             except IndexError:
                 break
-            if isinstance(oldest, _Mark):
+            if isinstance(oldest, Change):
+                change: Change | None = oldest
+            elif isinstance(oldest, _Mark):
                 marks.append(oldest)
-            elif (change := _made(oldest)) is not None:
+                continue
+            else:
+                change = _made(oldest)
+            if change is not None:
                 changes.append(change)
                 jobs.add(change.job_id)
         return marks

@@ -32,7 +32,7 @@ from callboard.worker.work_queue import WorkQueue
 log = get_logger(__name__)
 
 _FETCH_TIMEOUT = 1.0
-_BATCH_MOST = 64
+_BATCH_MOST = 128
 #: What has waited in here for so many seconds, although it should have started within 0.05, goes back.
 _STALE = 0.25
 _NAPS = 0.001, 0.1
