@@ -1,15 +1,19 @@
 """The ladder: delays that RabbitMQ keeps, whatever their number and length.
 
 Twenty-eight queues `callboard.delay.NN`, one for each bit of a delay counted in tenths of a second. In
-queue NN a message waits 2**NN tenths, then it falls, dead-lettered, to the exchange of the level below.
-The routing key is the delay in binary, highest bit first, a dot between the bits, then the destination::
+queue NN a message waits 2**NN tenths, then it falls, dead-lettered, to the topic exchange
+`callboard.delay.NN.due`. The routing key is the destination, then the delay in binary, lowest bit first, up to
+its highest bit that is set::
 
-    3.2 s for email.high:  0.0. ... .1.0.0.0.0.0.email%2Ehigh
+    3.3 s for email.high:  email%2Ehigh.1.0.0.0.0.1
 
-An exchange looks at its own bit: set, the message waits in its queue; not set, it falls through to the next
-exchange at once. A message enters at its highest set bit. Below the last level the exchange
-`callboard.delay.delivery` routes by the last word of the key. All messages of a queue wait equally long, so
+A message enters at its highest bit, through the exchange of the same name as that queue. Each `due` exchange
+looks at the bits below its own: by the highest of them that is set the message goes on to that queue; when none
+is, to `callboard.delay.delivery`, which routes by the destination. All messages of a queue wait equally long, so
 that none is ever held up behind another.
+
+A topic exchange takes some microseconds for each word of a key. So the key of a near job is short, a
+message passes one such exchange a fall (and not one a bit), and it enters through one that looks at no key.
 
 A message whose destination has been deleted meanwhile goes to `callboard.delay.unroutable`, out of which
 every intake forwards what it finds, creating the queue again. Without that alternate exchange one such message
@@ -22,7 +26,9 @@ the second pass through the ladder for a cycle and drops the message silently.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 from pika.channel import Channel
@@ -56,8 +62,8 @@ class Ladder:
         units = math.ceil(round(seconds / UNIT, 6))
         if not 0 < units < 2**LEVELS:
             raise ValueError(f"a delay of {seconds:.0f} s is beyond the longest, {LONGEST:.0f} s")
-        bits = ".".join(f"{units:0{LEVELS}b}")
-        return self._levels[units.bit_length() - 1], f"{bits}.{_word(destination)}"
+        lowest_first = f"{units:b}"[::-1]
+        return self._levels[units.bit_length() - 1], f"{_word(destination)}.{'.'.join(lowest_first)}"
 
     def declare(self) -> Script[None]:
         """Create what is missing of the ladder. May be repeated.
@@ -74,7 +80,7 @@ class Ladder:
 
     def _find(self) -> Script[None]:
         """For a user who may not create it: it may be there all the same."""
-        for name in (self.unroutable, self._delivery, *self._levels):
+        for name in (self.unroutable, self._delivery, *self._levels, *map(_due, self._levels[1:])):
             try:
                 yield partial(Channel.exchange_declare, exchange=name, passive=True)
             except ChannelClosedByBroker as error:
@@ -94,14 +100,27 @@ class Ladder:
             durable=True,
             arguments={"alternate-exchange": self.unroutable},
         )
-        below = self._delivery
         for level, name in enumerate(self._levels):
-            yield partial(Channel.exchange_declare, exchange=name, exchange_type="topic", durable=True)
-            yield from declare_queue(name, _level_arguments(level, below))
-            higher = "*." * (LEVELS - 1 - level)
-            yield partial(Channel.queue_bind, queue=name, exchange=name, routing_key=f"{higher}1.#")
-            yield partial(Channel.exchange_bind, destination=below, source=name, routing_key=f"{higher}0.#")
-            below = name
+            after = _due(name) if level else self._delivery
+            if level:
+                yield partial(Channel.exchange_declare, exchange=after, exchange_type="topic", durable=True)
+            yield from declare_queue(name, _level_arguments(level, after))
+            yield partial(Channel.exchange_declare, exchange=name, exchange_type="fanout", durable=True)
+            yield partial(Channel.queue_bind, queue=name, exchange=name)
+            if level:
+                nothing_left = "*." + "0." * level + "#"
+                yield partial(
+                    Channel.exchange_bind, destination=self._delivery, source=after, routing_key=nothing_left
+                )
+                # Most of the ladder is these bindings: one answer for all is enough.
+                yield partial(_bind, exchange=after, queues=self._ways_down(level))
+
+    def _ways_down(self, level: int) -> list[tuple[str, str]]:
+        """The pattern and the queue for each bit below a level: it is set, and those between aren't."""
+        return [
+            ("*." + "*." * bit + "1." + "0." * (level - 1 - bit) + "#", self._levels[bit])
+            for bit in range(level)
+        ]
 
     def declare_unroutable(self) -> Script[None]:
         """Create the place for messages whose destination is gone."""
@@ -113,8 +132,7 @@ class Ladder:
 
     def bind(self, destination: str) -> Script[None]:
         """Let the ladder end in a queue."""
-        # Exactly the bits and one word: `#.high` would also take what is meant for a queue `email.high`.
-        key = "*." * LEVELS + _word(destination)
+        key = f"{_word(destination)}.#"
         try:
             yield partial(Channel.queue_bind, queue=destination, exchange=self._delivery, routing_key=key)
         except ChannelClosedByBroker as error:
@@ -125,7 +143,7 @@ class Ladder:
 
 def destination_of(routing_key: str) -> str:
     """The queue that a message on the ladder is meant for."""
-    return unquote(routing_key.rpartition(".")[2])
+    return unquote(routing_key.partition(".")[0])
 
 
 def _word(queue: str) -> str:
@@ -136,11 +154,26 @@ def _word(queue: str) -> str:
     return word
 
 
-def _level_arguments(level: int, below: str) -> dict[str, object]:
+def _due(level: str) -> str:
+    """The exchange to which a level's messages fall."""
+    return f"{level}.due"
+
+
+def _bind(
+    channel: Channel, *, exchange: str, queues: list[tuple[str, str]], callback: Callable[[Any], None]
+) -> None:
+    """Bind queues by patterns. The answer to the last is the answer to all: a refusal closes the channel."""
+    *others, (last_pattern, last_queue) = queues
+    for pattern, queue in others:
+        channel.queue_bind(queue=queue, exchange=exchange, routing_key=pattern)
+    channel.queue_bind(queue=last_queue, exchange=exchange, routing_key=last_pattern, callback=callback)
+
+
+def _level_arguments(level: int, after: str) -> dict[str, object]:
     return {
         "x-queue-type": "quorum",
         "x-message-ttl": round(UNIT * 1000) * 2**level,
-        "x-dead-letter-exchange": below,
+        "x-dead-letter-exchange": after,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",  # what at-least-once asks for
     }

@@ -32,6 +32,8 @@ class Topics:
                 self.waits[given["queue"]] = (wait, given["arguments"]["x-dead-letter-exchange"])
             elif name == "queue_bind":
                 self.queues.append((given["exchange"], given.get("routing_key", "#"), given["queue"]))
+            elif name == "_bind":
+                self.queues += [(given["exchange"], pattern, queue) for pattern, queue in given["queues"]]
             elif name == "exchange_bind":
                 self.exchanges.append((given["source"], given["routing_key"], given["destination"]))
 
@@ -47,6 +49,14 @@ class Topics:
             else:
                 ends.append((0.0, target))
         return ends
+
+    def falls(self, exchange: str, key: str) -> int:
+        """How many queues hold a message one after the other."""
+        falls = 0
+        while levels := [q for q in self.targets(self.queues, exchange, key) if q in self.waits]:
+            falls += 1
+            exchange = self.waits[levels[0]][1]
+        return falls
 
     def targets(self, bindings: list[tuple[str, str, str]], exchange: str, key: str) -> list[str]:
         words = key.split(".")
@@ -94,6 +104,12 @@ def test_a_name_that_is_part_of_another_gets_only_its_own(queue: str) -> None:
 @given(queue=queue_names)
 def test_the_destination_can_be_read_off_the_key(queue: str) -> None:
     assert destination_of(LADDER.way(queue, 60.0)[1]) == queue
+
+
+@given(units=st.integers(min_value=1, max_value=2**LEVELS - 1))
+def test_a_message_falls_once_for_each_bit_of_its_delay(units: int) -> None:
+    exchange, key = LADDER.way("email.high", units * UNIT)
+    assert TOPICS.falls(exchange, key) == units.bit_count()
 
 
 def test_a_message_enters_at_its_highest_bit() -> None:
