@@ -25,6 +25,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 HERE = Path(__file__).resolve().parent
 VHOST = "callboard"
@@ -33,20 +34,21 @@ _FILES = ("definitions.json", "users.acl", "worker.env", "producer.env", "monito
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the servers are, as the workers reach them: schemes, hosts and ports, and what follows a `?`."""
+    """Where workers reach the servers: URLs without user, password and path, perhaps with options behind a `?`."""
 
     broker: str = "amqp://rabbitmq:5672"
     store: str = "redis://redis:6379"
-    broker_options: str = ""
 
     def broker_url(self, user: str, password: str) -> str:
-        scheme, _, host = self.broker.partition("://")
-        options = f"?{self.broker_options}" if self.broker_options else ""
-        return f"{scheme}://{user}:{password}@{host}/{VHOST}{options}"
+        return _complete(self.broker, user, password, VHOST)
 
     def store_url(self, user: str, password: str) -> str:
-        scheme, _, host = self.store.partition("://")
-        return f"{scheme}://{user}:{password}@{host}/0"
+        return _complete(self.store, user, password, "0")
+
+
+def _complete(address: str, user: str, password: str, path: str) -> str:
+    parts = urlsplit(address)
+    return parts._replace(netloc=f"{user}:{password}@{parts.netloc}", path=f"/{path}").geturl()
 
 
 def main(arguments: list[str]) -> int:
@@ -55,9 +57,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("folder", type=Path, help="where they go; git and Docker ignore deploy/secrets")
     parser.add_argument("--broker", default=Addresses.broker, help="where RabbitMQ is (%(default)s)")
-    parser.add_argument(
-        "--broker-options", default="", metavar="OPTIONS", help="cacertfile=/etc/callboard/tls/ca.crt"
-    )
     parser.add_argument("--store", default=Addresses.store, help="where Redis is (%(default)s)")
     options = parser.parse_args(arguments)
     existing = [name for name in _FILES if (options.folder / name).exists()]
@@ -66,7 +65,7 @@ def main(arguments: list[str]) -> int:
             f"{options.folder} has credentials already ({existing[0]}); name another folder.", file=sys.stderr
         )
         return 1
-    make(options.folder, Addresses(options.broker, options.store, options.broker_options))
+    make(options.folder, Addresses(options.broker, options.store))
     print(f"Credentials are in {options.folder}. Keep it out of git, images and backups that others read.")
     return 0
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +27,7 @@ from callboard.brokers import open_driver
 from callboard.brokers.driver import Delivery, Driver, Intake, IntakeOptions, Outgoing, PutError, Verdict
 from callboard.errors import BrokerUnavailable
 from callboard.servers import PrivateRabbitmq, PrivateRedis
+from callboard.settings import Settings
 from deploy import credentials
 
 PATIENCE = 60.0
@@ -200,7 +208,7 @@ def test_importing_the_definitions_as_they_lie_in_the_repository_lets_nobody_in(
                 open_one(url).put([message(1)], deadline=PATIENCE)
     finally:
         for user in ("worker", "producer", "monitor"):
-            rabbitmq.ctl("delete_user", f"callboard-{user}")
+            rabbitmq.evaluate(f'rabbit_auth_backend_internal:delete_user(<<"callboard-{user}">>, <<"test">>)')
         rabbitmq.delete_vhost("callboard")
 
 
@@ -303,6 +311,100 @@ def test_redis_lets_nobody_in_without_a_password(redis_urls: dict[str, str]) -> 
             health.get("callboard:{.}:messages")
 
 
+# -- together
+
+
+@pytest.fixture
+def settings_of(
+    rabbitmq_at: tuple[Any, Path], rabbitmq_urls: dict[str, str], redis_urls: dict[str, str], tmp_path: Path
+) -> Callable[[str], dict[str, str]]:
+    """The environment of a container: what credentials.py hands to a role, and what the manifests add."""
+    keys = dict(line.split("=", 1) for line in (rabbitmq_at[1] / "worker.env").read_text().splitlines())
+    machine = {name: value for name, value in os.environ.items() if not name.startswith("CALLBOARD_")}
+
+    def settings(role: str) -> dict[str, str]:
+        return machine | {
+            "CALLBOARD_ENVIRONMENT": "production",
+            "CALLBOARD_BROKER_URL": rabbitmq_urls[role],
+            "CALLBOARD_STORE_URL": redis_urls[role],
+            "CALLBOARD_SIGNING_KEYS": keys["CALLBOARD_SIGNING_KEYS"],
+            "CALLBOARD_STORAGE_URL": f"file:{tmp_path}",
+            "CALLBOARD_LOG_FORMAT": "json",
+            "CALLBOARD_SEND_DEADLINE": str(PATIENCE),
+        }
+
+    return settings
+
+
+def callboard(settings: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-m", "callboard.cli", *arguments]
+    done = subprocess.run(
+        command, cwd=DEPLOY.parent, env=settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def serves(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as found:
+            return bool(found.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that stays ours: bound, not listened on, and open to one who reuses addresses, as the worker does."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield reserved.getsockname()[1]
+
+
+def test_containers_work_together_with_the_rights_that_they_have(
+    settings_of: Callable[[str], dict[str, str]], tmp_path: Path, free_port: int
+) -> None:
+    callboard(settings_of("worker"), "queues", "create")
+    sent = callboard(settings_of("producer"), "enqueue", "clean-generated-files", "--delay", "1s", "--json")
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        worker = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "callboard.cli",
+                "worker",
+                "--queues",
+                "*.medium,*.low",
+                "--processes",
+                "1",
+            ],
+            cwd=DEPLOY.parent,
+            env=settings_of("worker") | {"CALLBOARD_WORKER_HTTP": f"127.0.0.1:{free_port}"},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        for path in ("/healthz", "/readyz"):
+            eventually(partial(serves, f"http://127.0.0.1:{free_port}{path}"), log)
+        # It succeeds only if the job did.
+        callboard(
+            settings_of("worker"), "jobs", "watch", json.loads(sent)["id"], "--timeout", f"{PATIENCE:.0f}"
+        )
+    finally:
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0, log.read_text()
+    assert not re.search("(?i)permi|access_refused|can't access|not_declared", log.read_text())
+
+
+def eventually(holds: Callable[[], bool], log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+
+
 # -- the files
 
 
@@ -327,3 +429,16 @@ def test_credentials_are_never_made_twice_and_passwords_are_for_their_owner_alon
     )  # RabbitMQ's and Redis's users of one name share one, and roles the signing key
     for name in ("definitions.json", "users.acl"):
         assert not any(password in before[name] for password in passwords)
+
+
+def test_addresses_of_servers_elsewhere_are_completed(tmp_path: Path) -> None:
+    broker = "amqps://one.test:5671,two.test:5671?cacertfile=/etc/callboard/tls/ca.crt"
+    credentials.make(tmp_path, credentials.Addresses(broker=broker, store="rediss://keys.test:6380"))
+    found = urls(tmp_path, "CALLBOARD_BROKER_URL")["producer"]
+    hosts = "one.test:5671,two.test:5671/callboard"
+    assert re.fullmatch(
+        rf"amqps://callboard-producer:[\w-]{{43}}@{hosts}\?cacertfile=/etc/callboard/tls/ca\.crt", found
+    )
+    store = urls(tmp_path, "CALLBOARD_STORE_URL")["worker"]
+    assert re.fullmatch(r"rediss://callboard-worker:[\w-]{43}@keys\.test:6380/0", store)
+    Settings.load(environment="production", broker_url=found, store_url=store)
