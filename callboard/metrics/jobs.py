@@ -6,6 +6,7 @@ counters and histograms take: one lock a call, and what Prometheus reads is made
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from bisect import bisect_left
@@ -96,6 +97,11 @@ class JobNumbers:
                 shown[place] = value
             self._shown = shown
 
+    def hide(self) -> None:
+        """Undo `show`, in a process that was forked while another thread may have counted."""
+        self._lock = threading.Lock()
+        self._shown = self._floats
+
     def show_running(self, count: int) -> None:
         """Say how many run now."""
         self._shown[_RUNNING] = self._floats[_RUNNING] = float(count)
@@ -158,6 +164,14 @@ class Metrics(Collector):
                 if _show(labels, numbers, block):
                     self._jobs[labels] = numbers
 
+    def keep_apart(self) -> None:
+        """Undo `share`, in a process that was forked from one that shares."""
+        if self._block is not None:
+            self._block = None
+            self._adding = threading.Lock()
+            for numbers in self._jobs.values():
+                numbers.hide()
+
     def show_running(self) -> None:
         """Show others what runs now. For a process that shares its numbers: now and then."""
         running: dict[JobNumbers, int] = {}
@@ -180,6 +194,15 @@ class Metrics(Collector):
 
 
 _all_metrics: weakref.WeakSet[Metrics] = weakref.WeakSet()
+
+
+def _keep_apart() -> None:
+    """In a process that was forked by a job: the block is its parent's."""
+    for metrics in all_metrics():
+        metrics.keep_apart()
+
+
+os.register_at_fork(after_in_child=_keep_apart)
 
 
 def all_metrics() -> list[Metrics]:

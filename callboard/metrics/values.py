@@ -8,6 +8,7 @@ before a kill.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -36,13 +37,32 @@ class Described(msgspec.Struct, frozen=True, array_like=True):
         return self.kind != "gauge" or self.mode in ("min", "max", "mostrecent")
 
 
+class _Place:
+    """Where a value is: its floats, in the block or, without one, in this process."""
+
+    __slots__ = ("floats", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.floats: list[float] | memoryview[float] = [0.0, 0.0]
+
+    def move(self, floats: list[float] | memoryview[float]) -> None:
+        with self.lock:
+            floats[0], floats[1] = self.floats
+            self.floats = floats
+
+
+#: By key. As with prometheus_client's own files, a number that is removed and made again goes on where it was.
+_places: dict[bytes, _Place] = {}
+_making = threading.Lock()
+_block: Block | None = None
+_full = False
+
+
 class SharedValue:
     """A number of prometheus_client, in the place of its `values.MutexValue`."""
 
     _multiprocess = False
-    _block: Block | None = None
-    _early: list[SharedValue] = []
-    _full = False
 
     def __init__(
         self,
@@ -56,52 +76,33 @@ class SharedValue:
         **more: Any,
     ) -> None:
         labels = tuple(zip(labelnames, labelvalues, strict=True))
-        self._key = msgspec.json.encode(
-            Described(typ, metric_name, name, labels, help_text, multiprocess_mode)
-        )
-        self._lock = threading.Lock()
-        self._value = 0.0
+        described = Described(typ, metric_name, name, labels, help_text, multiprocess_mode)
+        self._place = _place_of(msgspec.json.encode(described))
         self._exemplar: Any = None
-        self._shown: list[float] | memoryview[float] = [0.0, 0.0]
-        if SharedValue._block is None:
-            SharedValue._early.append(self)
-        else:
-            self._show(SharedValue._block)
-
-    def _show(self, block: Block) -> None:
-        shown = block.add(self._key, 2)
-        if shown is not None:
-            shown[0], shown[1] = self._value, self._shown[1]
-            self._shown = shown
-        elif not SharedValue._full:
-            SharedValue._full = True
-            log.warning("no room for more of the application's own metrics, some aren't shown")
 
     def inc(self, amount: float) -> None:
         """Add to it."""
-        with self._lock:
-            self._shown[0] = self._value = self._value + amount
+        place = self._place
+        with place.lock:
+            place.floats[0] += amount
 
     def set(self, value: float, timestamp: float | None = None) -> None:
         """Set it; and when that was, where it matters."""
-        with self._lock:
-            self._shown[0] = self._value = float(value)
-            self._shown[1] = timestamp or 0.0
+        place = self._place
+        with place.lock:
+            place.floats[0], place.floats[1] = value, timestamp or 0.0
 
     def get(self) -> float:
         """It."""
-        with self._lock:
-            return self._value
+        return self._place.floats[0]
 
     def set_exemplar(self, exemplar: Any) -> None:
         """Keep an example of what was counted, in this process."""
-        with self._lock:
-            self._exemplar = exemplar
+        self._exemplar = exemplar
 
     def get_exemplar(self) -> Any:
         """The example."""
-        with self._lock:
-            return self._exemplar
+        return self._exemplar
 
 
 def keep_shareable() -> None:
@@ -114,8 +115,44 @@ def keep_shareable() -> None:
 
 
 def share_values(block: Block) -> None:
-    """Keep the values in a block that others can see, too. Once, in a process that has just been forked."""
-    SharedValue._block = block
-    for value in SharedValue._early:
-        value._show(block)
-    SharedValue._early.clear()
+    """Keep the values in a block that others can see. Once, in a process that has just been forked."""
+    global _block
+    with _making:
+        _block = block
+        for key, place in _places.items():
+            _share(key, place)
+
+
+def _place_of(key: bytes) -> _Place:
+    with _making:
+        place = _places.get(key)
+        if place is None:
+            place = _places[key] = _Place()
+            if _block is not None:
+                _share(key, place)
+        return place
+
+
+def _share(key: bytes, place: _Place) -> None:
+    global _full
+    assert _block is not None
+    floats = _block.add(key, 2)
+    if floats is not None:
+        place.move(floats)
+    elif not _full:
+        _full = True
+        log.warning("no room for more of the application's own metrics, some aren't shown")
+
+
+def _keep_apart() -> None:
+    """In a process that was forked by a job: the block is its parent's."""
+    global _block, _making
+    _making = threading.Lock()
+    if _block is not None:
+        _block = None
+        for place in _places.values():
+            place.lock = threading.Lock()
+            place.move([0.0, 0.0])
+
+
+os.register_at_fork(after_in_child=_keep_apart)

@@ -6,6 +6,7 @@ dead process ran doesn't run any more.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,9 +15,12 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from callboard.loggers import get_logger
 from callboard.metrics.blocks import Block, BlockMemory
 from callboard.metrics.jobs import OTHER, JobLabels, all_metrics, families, labels_of, without_running
 from callboard.metrics.values import Described, share_values
+
+log = get_logger(__name__)
 
 #: What a process has room for: some 600 actors, times their priorities; some 5,000 numbers of the application's.
 _JOB_BYTES, _VALUE_BYTES = 1 << 18, 1 << 20
@@ -77,13 +81,18 @@ class Totals(Collector):
     def bequeath(self, block: int) -> None:
         """A process has ended: add up what it has left, and empty its block."""
         jobs, values = self.job_blocks.of(block), self.value_blocks.of(block)
-        for labels, floats in _jobs_in(jobs):
-            _add(self._jobs_of_dead, labels, without_running(floats))
-        for series, number in _numbers_in(values):
-            if number.is_.lasts:
-                _add_number(self._values_of_dead, series, number)
-        jobs.clear()
-        values.clear()
+        try:
+            for labels, floats in _jobs_in(jobs):
+                _add(self._jobs_of_dead, labels, without_running(floats))
+            for series, number in _numbers_in(values):
+                if number.is_.lasts:
+                    _add_number(self._values_of_dead, series, number)
+        except (struct.error, ValueError, msgspec.MsgspecError):
+            # Two processes in one block, as one began that had been given up: nothing the supervisor should die of.
+            log.exception("what a process had counted can't be read")
+        finally:
+            jobs.clear()
+            values.clear()
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""

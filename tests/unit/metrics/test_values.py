@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, values
 
+from callboard.metrics import Metrics
+from callboard.metrics import values as values_module
 from callboard.metrics.blocks import BlockMemory
-from callboard.metrics.values import SharedValue, keep_shareable, share_values
+from callboard.metrics.values import keep_shareable, share_values
 from callboard.worker.totals import Totals
 
 
@@ -16,9 +19,9 @@ from callboard.worker.totals import Totals
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a worker before it loads the application; afterwards everything is as it was."""
     monkeypatch.setattr(values, "ValueClass", values.MutexValue)
-    monkeypatch.setattr(SharedValue, "_block", None)
-    monkeypatch.setattr(SharedValue, "_early", [])
-    monkeypatch.setattr(SharedValue, "_full", False)
+    monkeypatch.setattr(values_module, "_block", None)
+    monkeypatch.setattr(values_module, "_places", {})
+    monkeypatch.setattr(values_module, "_full", False)
     keep_shareable()
 
 
@@ -41,8 +44,7 @@ def _shop(registry: CollectorRegistry) -> Sell:
 
 def _as_process(totals: Totals, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, this is the process that has the block."""
-    monkeypatch.setattr(SharedValue, "_block", None)
-    monkeypatch.setattr(SharedValue, "_early", [])
+    monkeypatch.setattr(values_module, "_places", {})
     share_values(totals.value_blocks.of(block))
 
 
@@ -124,6 +126,41 @@ def test_what_finds_no_room_counts_on_in_its_process() -> None:
         counter.labels(str(kind)).inc()
     assert 0 < len(list(memory.of(0).read())) < 100
     assert all(own.get_sample_value("shop_sales_total", {"kind": str(kind)}) == 1 for kind in range(100))
+
+
+def test_labels_that_are_removed_and_used_again_take_no_more_room() -> None:
+    memory, gauge = BlockMemory(1, 4096), Gauge("shop_open", "Open.", ["kind"], registry=CollectorRegistry())
+    share_values(memory.of(0))
+    for number in range(200):
+        gauge.clear()
+        gauge.labels("book").set(number)
+    assert [floats[0] for _, floats in memory.of(0).read()] == [199]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_that_a_job_forks_leaves_its_parent_s_numbers_alone() -> None:
+    totals, metrics = Totals(1), Metrics(CollectorRegistry())
+    metrics.share(totals.job_blocks.of(0))
+    share_values(totals.value_blocks.of(0))
+    counter = Counter("shop_sales", "Sales.", registry=CollectorRegistry())
+    counter.inc(2)
+    metrics.of("jobs", "work", "low").enqueued()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            counter.inc()
+            metrics.of("jobs", "work", "low").enqueued()
+            metrics.of("jobs", "more", "low").enqueued()
+            Counter("shop_more", "More.", registry=CollectorRegistry()).inc()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    told = _told(totals)
+    assert told.get_sample_value("shop_sales_total") == 2
+    assert told.get_sample_value("shop_more_total") is None
+    assert len(list(totals.job_blocks.of(0).read())) == 2, "work, and others"
+    counter.inc()
+    assert _told(totals).get_sample_value("shop_sales_total") == 3
 
 
 def test_whoever_wants_prometheus_client_s_own_files_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
