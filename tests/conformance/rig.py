@@ -342,10 +342,15 @@ class Refusal:
 
 
 def make_rig(
-    driver_name: str, worker_name: str, open_driver: Callable[[], Driver], **broker_options: Any
+    driver_name: str,
+    worker_name: str,
+    open_driver: Callable[[], Driver],
+    *,
+    store_url: str = "memory:",
+    **broker_options: Any,
 ) -> Rig:
     """A rig that isn't running yet. Close it by `dismantle`."""
-    store = open_store("memory:")
+    store = open_store(store_url)
     metrics = Metrics(CollectorRegistry())
     broker = Broker(open_driver(), store=store, middleware=stack(store, metrics=metrics), **broker_options)
     broker.control = ControlWatch(store, interval=0.05)
