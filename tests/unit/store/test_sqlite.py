@@ -59,6 +59,46 @@ def raw(path: Path, statement: str, *values: Any) -> list[Any]:
         connection.close()
 
 
+# -- batches ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 6, 8, 24, 31, 33, 96, 97, 130, 400, 513])
+def test_a_batch_of_any_size_writes_each_record_once_with_its_story_and_tags(
+    opened: Callable[..., SQLiteStore], jobs: int
+) -> None:
+    store = opened()
+    store.write(
+        [
+            change(
+                f"job-{n}", State.CANCELLED, event="it was cancelled", tags=("late",), enqueued_at=float(n)
+            )
+            for n in range(jobs)
+        ]
+    )
+    store.write([change("alone", reason="it waits")])
+    assert store.count_by_state() == {State.CANCELLED: jobs, State.QUEUED: 1}
+    found = store.search(Query(tags=("late",), limit=1000)).records
+    assert [record.job_id for record in found] == [f"job-{n}" for n in reversed(range(jobs))]
+    for record in (store.get("job-0"), store.get(f"job-{jobs - 1}")):
+        assert record is not None
+        assert [event.text for event in record.events] == ["it was cancelled"]
+
+
+def test_changes_that_say_more_sets_of_fields_than_are_kept_in_mind_are_all_written(
+    opened: Callable[..., SQLiteStore],
+) -> None:
+    store = opened()
+    fields = ("worker", "reason", "error", "error_type", "traceback", "progress_note", "fingerprint")
+    sets: list[dict[str, Any]] = [
+        {name: name for n, name in enumerate(fields) if number >> n & 1} for number in range(128)
+    ]
+    store.write([change(f"job-{number}", **said) for number, said in enumerate(sets)])
+    for number, said in enumerate(sets):
+        record = store.get(f"job-{number}")
+        assert record is not None
+        assert {name: getattr(record, name) for name in fields if getattr(record, name)} == said
+
+
 # -- the file --------------------------------------------------------------------------------------------
 
 
