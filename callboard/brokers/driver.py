@@ -30,7 +30,7 @@ class Outgoing:
     due: float | None = None  # None: at once
 
 
-class Delivery(msgspec.Struct, eq=False, gc=False):
+class Delivery(msgspec.Struct, eq=False):
     """A message that an intake has claimed. `token` is the driver's own hold on it."""
 
     queue: str
