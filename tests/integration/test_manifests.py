@@ -296,6 +296,48 @@ def test_docker_is_sent_what_the_image_copies_and_nothing_else() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
+@pytest.mark.slow  # it downloads what the image holds
+def test_the_build_stage_makes_an_environment_in_which_the_application_runs(tmp_path: Path) -> None:
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    _, build, last = re.split(r"^FROM .*$", text, flags=re.MULTILINE)
+    places = {"/build": tmp_path / "build", "/opt/callboard": tmp_path / "opt", "/app": tmp_path / "app"}
+    for place in (places["/build"], places["/app"]):
+        place.mkdir()
+    for line in build.splitlines():
+        step, _, rest = line.partition(" ")
+        if step == "COPY":
+            copy(rest, places["/build"])
+        elif step == "RUN":
+            for name, place in places.items():
+                rest = re.sub(rf"(?<![\w/]){name}\b", str(place), rest)
+            subprocess.run(["sh", "-ec", rest], cwd=places["/build"], check=True)
+    for line in last.splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            copy(line.partition(" ")[2], places["/app"])
+    environment = {
+        "PATH": f"{places['/opt/callboard']}/bin:/usr/bin:/bin",
+        "CALLBOARD_BROKER_URL": f"file:{tmp_path}",
+    }
+    shown = subprocess.run(
+        ["callboard", "queues", "list", "--all"],
+        cwd=places["/app"], env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "email.high" in shown.stdout
+    assert not (places["/opt/callboard"] / "bin" / "pip").exists()
+
+
+def copy(arguments: str, workdir: Path) -> None:
+    """What COPY does with files and folders of the checkout."""
+    *sources, target = arguments.split()
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(
+                ROOT / source, workdir / target, ignore=shutil.ignore_patterns("__pycache__", "var")
+            )
+        else:
+            shutil.copy(ROOT / source, workdir / target)
+
+
 # -- in step with the code
 
 
