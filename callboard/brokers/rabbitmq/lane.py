@@ -28,6 +28,7 @@ from callboard.brokers.rabbitmq.frames import Properties, properties_of
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.stream import Stream
+from callboard.brokers.rabbitmq.topology import AFTER_A_DELETION
 from callboard.loggers import get_logger
 
 log = get_logger(__name__)
@@ -279,7 +280,9 @@ class Lane:
         if channel is self._channel and not self._stopped:
             log.warning("rabbitmq_queue_was_deleted", queue=self.name)
             self._consumer = None
-            self.open()
+            self._busy = True
+            opening = self._opening
+            self._link.later(AFTER_A_DELETION, lambda: self._try_again(opening))
 
     # -- consuming
 

@@ -22,6 +22,11 @@ from callboard.errors import CallboardError
 #: takes 20 where none is declared. Jobs that kill their workers are counted by Callboard.
 DELIVERY_LIMIT = 1_000_000
 
+#: Seconds before a deleted queue is declared again. Within some 50 ms of a deletion, more on a busy machine, RabbitMQ
+#: (3.10.8) hangs the consumers of the old quorum queue on the new one, where they are given messages that never
+#: reach anybody.
+AFTER_A_DELETION = 0.5
+
 QUORUM: Mapping[str, object] = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
 _LONGEST_NAME = 255  # bytes, a short string of AMQP
 
