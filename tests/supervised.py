@@ -100,7 +100,7 @@ import json, sys
 from pathlib import Path
 from callboard.errors import CallboardError
 from callboard.logs import configure_logging
-from callboard.worker.door import Address
+from callboard.worker.http_server import Address
 from callboard.worker.supervisor import WorkerOptions, run_supervisor
 
 options = json.loads(sys.argv[1])

@@ -11,7 +11,7 @@ from callboard.cli.options import Json, session
 from callboard.cli.session import refuse_stub
 
 if TYPE_CHECKING:
-    from callboard.worker.door import Address
+    from callboard.worker.http_server import Address
 
 Queues = Annotated[
     list[str] | None,
@@ -109,7 +109,7 @@ def dev(
 
 def _address(text: str) -> Address | None:
     """Where the worker's port is; None for no port."""
-    from callboard.worker.door import Address
+    from callboard.worker.http_server import Address
 
     return Address.parse(text) if text.strip() else None
 

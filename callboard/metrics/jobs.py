@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
+import msgspec
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -248,8 +249,8 @@ def _histogram(floats: Sequence[float], first: int) -> tuple[list[tuple[str, flo
 
 def labels_of(key: bytes) -> JobLabels:
     """The labels of an entry of a block that `Metrics.share` was given."""
-    category, actor, priority = key.decode().split("\0")
-    return category, actor, priority
+    labels: JobLabels = msgspec.json.decode(key, type=JobLabels)
+    return labels
 
 
 def without_running(floats: Sequence[float]) -> list[float]:
@@ -258,7 +259,8 @@ def without_running(floats: Sequence[float]) -> list[float]:
 
 
 def _show(labels: JobLabels, numbers: JobNumbers, block: Block) -> bool:
-    shown = block.add("\0".join(labels).encode(errors="replace"), FLOATS)
+    key = msgspec.json.encode([label.encode(errors="replace").decode() for label in labels])
+    shown = block.add(key, FLOATS)
     if shown is None:
         return False
     numbers.show(shown)

@@ -70,7 +70,7 @@ class _Still:
 
 
 @dataclass(slots=True)
-class Patient:
+class Progress:
     """What the supervisor has seen of one process.
 
     Attributes:
@@ -84,7 +84,7 @@ class Patient:
     beats: _Still = field(default_factory=_Still)
 
 
-class Doctor:
+class StallDetector:
     """Judges the pulses.
 
     A process has stalled if for so long it has claimed nothing, although messages waited in its queues that aren't
@@ -100,7 +100,7 @@ class Doctor:
         self._after = after
         self._clock = clock
         self._looked = clock()
-        self._patients: dict[int, Patient] = {}
+        self._progress: dict[int, Progress] = {}
 
     def elapsed(self) -> float:
         """Seconds since the last look, this being the next."""
@@ -116,31 +116,31 @@ class Doctor:
             elapsed: Seconds since the last look at all of them.
             has_work: Whether messages wait that it could claim, for all that is known.
         """
-        patient = self._patients.setdefault(pid, Patient())
+        progress = self._progress.setdefault(pid, Progress())
         turns, claimed, beats, _ = pulse.read()
-        patient.turns.look(turns, elapsed)
-        patient.beats.look(beats, elapsed)
-        patient.idle.look(claimed, elapsed if has_work else 0.0)
+        progress.turns.look(turns, elapsed)
+        progress.beats.look(beats, elapsed)
+        progress.idle.look(claimed, elapsed if has_work else 0.0)
         if not has_work:
-            patient.idle.seconds = 0.0
+            progress.idle.seconds = 0.0
 
     def forget(self, pid: int) -> None:
         """A process has ended."""
-        self._patients.pop(pid, None)
+        self._progress.pop(pid, None)
 
     def consumes(self, pid: int) -> bool:
         """Whether its claiming thread goes round."""
-        patient = self._patients.get(pid)
-        return patient is not None and patient.turns.value > 0 and patient.turns.seconds < self._after / 2
+        progress = self._progress.get(pid)
+        return progress is not None and progress.turns.value > 0 and progress.turns.seconds < self._after / 2
 
     def has_stalled(self, pid: int) -> bool:
         """Whether it claims nothing although messages wait."""
-        patient = self._patients.get(pid)
-        return patient is not None and patient.idle.seconds >= self._after
+        progress = self._progress.get(pid)
+        return progress is not None and progress.idle.seconds >= self._after
 
     def needs_replacing(self, pid: int, *, runs_jobs: bool) -> bool:
         """Whether it has stalled, and won't recover by itself."""
-        patient = self._patients.get(pid)
-        if patient is None or not self.has_stalled(pid) or patient.turns.seconds < self._after:
+        progress = self._progress.get(pid)
+        if progress is None or not self.has_stalled(pid) or progress.turns.seconds < self._after:
             return False
-        return patient.beats.seconds < self._after / 2 or not runs_jobs
+        return progress.beats.seconds < self._after / 2 or not runs_jobs

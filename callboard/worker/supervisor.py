@@ -36,13 +36,13 @@ from callboard.brokers.base import Broker
 from callboard.errors import AppError, CallboardError
 from callboard.loggers import get_logger
 from callboard.worker.child import Companion, Plan, run_child
-from callboard.worker.door import Address
+from callboard.worker.http_server import Address
+from callboard.worker.monitoring import Monitoring, WorkerState, WorkerStates
 from callboard.worker.patterns import summed_up
 from callboard.worker.reload import Watcher
 from callboard.worker.reports import Report, Reports
 from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
 from callboard.worker.slots import SlotMemory
-from callboard.worker.watch import Roll, Ward, Watch
 from callboard.worker.zygote import Zygote, adopt_orphans, bury, companion_number, fork
 
 log = get_logger(__name__)
@@ -183,7 +183,7 @@ class Supervisor:
             self._companions["observer"] = self._observe
         self._seats += [_Seat(name) for name in self._companions]
         self._blocks = deque(range(4 * len(self._seats)))  # some for those that leave while others come
-        self._watch: Watch | None = None
+        self._monitoring: Monitoring | None = None
         self._queues: list[str] = []  # what the application's workers consume
         self._processes: dict[int, _Process] = {}
         self._app = 0  # how often the application has been loaded
@@ -202,7 +202,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until told to stop; returns the exit code."""
         self._had_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._watch = self._open_watch()
+        self._monitoring = self._open_monitoring()
         self._open()
         try:
             with self._listening():
@@ -217,23 +217,23 @@ class Supervisor:
         log.info("worker stopped")
         return self._code
 
-    def _open_watch(self) -> Watch | None:
+    def _open_monitoring(self) -> Monitoring | None:
         options = self._options
         if options.http is None:
             return None
-        watch = Watch(
+        monitoring = Monitoring(
             blocks=len(self._blocks),
             processes=options.processes,
             threads=options.threads,
             stalled_after=options.stalled_after,
         )
-        watch.open(options.http)
-        return watch
+        monitoring.open(options.http)
+        return monitoring
 
     def _observe(self, broker: Broker, stop: threading.Event) -> None:
         """In a new process: a companion that looks after what all workers share."""
-        assert self._watch is not None
-        self._watch.observe(broker, stop)
+        assert self._monitoring is not None
+        self._monitoring.observe(broker, stop)
 
     def _open(self) -> None:
         options = self._options
@@ -257,7 +257,7 @@ class Supervisor:
             reports=self._reports,
             slots=self._slots,
             lifeline=lifeline,
-            join=self._watch.join if self._watch is not None else None,
+            join=self._monitoring.join if self._monitoring is not None else None,
         )
 
     def _close(self) -> None:
@@ -266,8 +266,8 @@ class Supervisor:
                 zygote.end()
                 os.waitpid(zygote.pid, 0)
         self._reports.close()
-        if self._watch is not None:
-            self._watch.close()
+        if self._monitoring is not None:
+            self._monitoring.close()
         for end in (self._plan.lifeline, self._lifeline, self._awake, self._waker):
             os.close(end)
 
@@ -275,8 +275,8 @@ class Supervisor:
         """In a new process: let go of what is the supervisor's own."""
         signal.set_wakeup_fd(-1)
         self._reports.only_send()
-        if self._watch is not None:
-            self._watch.close()
+        if self._monitoring is not None:
+            self._monitoring.close()
         for end in (self._lifeline, self._awake, self._waker):
             os.close(end)
         for zygote in (self._zygote, self._loading):
@@ -331,21 +331,21 @@ class Supervisor:
             self._changed(changed)
 
     def _wait(self, files: Sequence[int]) -> Sequence[int]:
-        if self._watch is not None:
-            return self._watch.wait(files, self._patience())
+        if self._monitoring is not None:
+            return self._monitoring.wait(files, self._patience())
         readable, _, _ = select.select(files, [], [], self._patience())
         return readable
 
     def _look(self) -> None:
         """Look whether the processes do their work, and have those replaced that don't."""
-        if self._watch is None:
+        if self._monitoring is None:
             return
-        wards = [
-            Ward(p.pid, p.block, len(self._slots.of(p.block).running()), leaving=bool(p.told))
+        workers = [
+            WorkerState(p.pid, p.block, len(self._slots.of(p.block).running()), leaving=bool(p.told))
             for p in self._processes.values()
             if p.ready is not None and p.seat.companion is None
         ]
-        for pid in self._watch.look(Roll(wards, self._queues, stopping=bool(self._urgency))):
+        for pid in self._monitoring.look(WorkerStates(workers, self._queues, stopping=bool(self._urgency))):
             log.error("worker process claims nothing although messages wait, it is replaced", pid=pid)
             self._processes[pid].app = _OUTDATED
 
@@ -542,8 +542,8 @@ class Supervisor:
             self._hear()  # whatever it said, it said before it ended
             code = os.waitstatus_to_exitcode(status)
             if (process := self._processes.pop(pid, None)) is not None:
-                if self._watch is not None:
-                    self._watch.ended(pid, process.block, died=_is_death(process))
+                if self._monitoring is not None:
+                    self._monitoring.ended(pid, process.block, died=_is_death(process))
                 self._ended(process, _in_words(code))
                 if code != 0 and process.ready is not None and process.seat.companion is None:
                     self._bury(pid)

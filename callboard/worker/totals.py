@@ -78,7 +78,7 @@ class Totals(Collector):
             metrics.share(self.job_blocks.of(block))
         share_values(self.value_blocks.of(block))
 
-    def bequeath(self, block: int) -> None:
+    def fold(self, block: int) -> None:
         """A process has ended: add up what it has left, and empty its block."""
         jobs, values = self.job_blocks.of(block), self.value_blocks.of(block)
         try:

@@ -61,8 +61,8 @@ def test_counters_histograms_and_summaries_are_summed_over_processes_dead_and_al
     for block, amount in enumerate((1.0, 2.0, 3.0)):
         _as_process(totals, block, monkeypatch)
         _shop(CollectorRegistry())("book", amount)
-    totals.bequeath(1)
-    totals.bequeath(2)
+    totals.fold(1)
+    totals.fold(2)
     told = _told(totals)
     assert told.get_sample_value("shop_sales_total", {"kind": "book"}) == 6
     assert told.get_sample_value("shop_seconds_sum", {"kind": "book"}) == 6
@@ -102,7 +102,7 @@ def test_gauges_are_summed_over_processes_that_live_unless_they_say_how(
         _as_process(totals, block, monkeypatch)
         Gauge("shop_open", "Open.", registry=CollectorRegistry(), multiprocess_mode=mode).set(value)  # type: ignore[arg-type]
     assert _told(totals).get_sample_value("shop_open") == both
-    totals.bequeath(1)
+    totals.fold(1)
     assert _told(totals).get_sample_value("shop_open") == one
 
 

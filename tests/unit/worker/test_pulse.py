@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from callboard.worker.pulse import Doctor, Pulse, PulseMemory
+from callboard.worker.pulse import Pulse, PulseMemory, StallDetector
 
 PID = 42
 
 
 class Case:
-    """A process, its pulse and its doctor, a second at a time."""
+    """A process, its pulse and its detector, a second at a time."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.pulse: Pulse = PulseMemory(2).of(1)
-        self.doctor = Doctor(60.0, lambda: self.now)
+        self.detector = StallDetector(60.0, lambda: self.now)
 
     def live(
         self, seconds: int, *, has_work: bool, turns: bool = True, beats: bool = True, claims: bool = False
@@ -29,10 +29,10 @@ class Case:
             self.look(has_work=has_work)
 
     def look(self, *, has_work: bool) -> None:
-        self.doctor.look(PID, self.pulse, self.doctor.elapsed(), has_work=has_work)
+        self.detector.look(PID, self.pulse, self.detector.elapsed(), has_work=has_work)
 
     def replaced(self, *, runs_jobs: bool = True) -> bool:
-        return self.doctor.needs_replacing(PID, runs_jobs=runs_jobs)
+        return self.detector.needs_replacing(PID, runs_jobs=runs_jobs)
 
 
 @pytest.fixture
@@ -44,42 +44,42 @@ def case() -> Case:
 
 def test_a_process_that_claims_is_well(case: Case) -> None:
     case.live(300, has_work=True, claims=True)
-    assert case.doctor.consumes(PID)
-    assert not case.doctor.has_stalled(PID)
+    assert case.detector.consumes(PID)
+    assert not case.detector.has_stalled(PID)
     assert not case.replaced()
 
 
 def test_a_process_that_has_nothing_to_do_is_well(case: Case) -> None:
     case.live(300, has_work=False)
-    assert case.doctor.consumes(PID)
-    assert not case.doctor.has_stalled(PID)
+    assert case.detector.consumes(PID)
+    assert not case.detector.has_stalled(PID)
 
 
 def test_a_claiming_thread_that_stands_still_while_messages_wait_has_to_go(case: Case) -> None:
     case.live(59, has_work=True, turns=False)
-    assert not case.doctor.has_stalled(PID)
+    assert not case.detector.has_stalled(PID)
     case.live(2, has_work=True, turns=False)
-    assert case.doctor.has_stalled(PID)
+    assert case.detector.has_stalled(PID)
     assert case.replaced()
-    assert not case.doctor.consumes(PID)
+    assert not case.detector.consumes(PID)
 
 
 def test_one_that_stands_still_while_nothing_waits_is_told_and_let_be(case: Case) -> None:
     case.live(300, has_work=False, turns=False)
-    assert not case.doctor.consumes(PID)
-    assert not case.doctor.has_stalled(PID)
+    assert not case.detector.consumes(PID)
+    assert not case.detector.has_stalled(PID)
     assert not case.replaced()
 
 
 def test_one_that_goes_round_and_claims_nothing_is_told_and_let_be(case: Case) -> None:
     case.live(300, has_work=True)
-    assert case.doctor.has_stalled(PID)
+    assert case.detector.has_stalled(PID)
     assert not case.replaced()
 
 
 def test_a_job_that_keeps_python_s_lock_may_come_to_its_end(case: Case) -> None:
     case.live(300, has_work=True, turns=False, beats=False)
-    assert case.doctor.has_stalled(PID)
+    assert case.detector.has_stalled(PID)
     assert not case.replaced(runs_jobs=True)
 
 
@@ -92,29 +92,29 @@ def test_work_that_waits_only_now_and_then_says_nothing(case: Case) -> None:
     for _ in range(20):
         case.live(50, has_work=True, turns=False)
         case.live(1, has_work=False, turns=False)
-    assert not case.doctor.has_stalled(PID)
+    assert not case.detector.has_stalled(PID)
 
 
 def test_a_process_that_recovers_is_well_again(case: Case) -> None:
     case.live(100, has_work=True, turns=False)
-    assert case.doctor.has_stalled(PID)
+    assert case.detector.has_stalled(PID)
     case.live(1, has_work=True, claims=True)
-    assert not case.doctor.has_stalled(PID)
+    assert not case.detector.has_stalled(PID)
 
 
 def test_a_supervisor_that_was_frozen_itself_blames_nobody(case: Case) -> None:
     case.now += 3600
     case.look(has_work=True)
-    assert not case.doctor.has_stalled(PID)
-    assert case.doctor.consumes(PID)
+    assert not case.detector.has_stalled(PID)
+    assert case.detector.consumes(PID)
 
 
 def test_a_process_that_hasn_t_claimed_yet_doesn_t_consume_yet() -> None:
     case = Case()
     case.look(has_work=False)
-    assert not case.doctor.consumes(PID)
+    assert not case.detector.consumes(PID)
     case.live(1, has_work=False)
-    assert case.doctor.consumes(PID)
+    assert case.detector.consumes(PID)
 
 
 def test_a_pulse_is_another_s_when_it_is_cleared(case: Case) -> None:

@@ -53,10 +53,10 @@ def test_counters_stay_and_gauges_fall_when_a_process_ends() -> None:
         metrics.in_progress = lambda running=running: [("jobs", "work", "low")] * running  # type: ignore[misc]
         metrics.show_running()
     assert _count(totals, "jobs_in_progress") == 5
-    totals.bequeath(1)
+    totals.fold(1)
     assert _count(totals, "jobs_in_progress") == 2
     assert _count(totals, "jobs_started_total") == 2
-    totals.bequeath(0)
+    totals.fold(0)
     assert _count(totals, "jobs_in_progress") == 0
     assert _count(totals, "jobs_started_total") == 2
 
@@ -69,7 +69,7 @@ def test_a_block_serves_one_process_after_another_and_nothing_grows() -> None:
         work.ended(1.0, "succeeded")
         assert _count(totals, "jobs_succeeded_total") == number
         sizes.add(sum(len(family.samples) for family in totals.collect()))
-        totals.bequeath(0)
+        totals.fold(0)
         assert _count(totals, "jobs_succeeded_total") == number
     assert len(sizes) == 1
 
@@ -105,3 +105,12 @@ def test_nothing_is_told_of_others_while_there_is_room() -> None:
     assert {
         s.labels["actor"] for family in totals.collect() for s in family.samples if "actor" in s.labels
     } == {"work"}
+
+
+def test_labels_of_any_text_are_told() -> None:
+    totals, metrics = Totals(1), Metrics(CollectorRegistry())
+    metrics.share(totals.job_blocks.of(0))
+    for actor in ('a"b\n', "a\0b", "\u00e4", "\ud800"):
+        metrics.of("jobs", actor, "low").enqueued()
+    told = {s.labels["actor"] for family in totals.collect() for s in family.samples if s.value == 1}
+    assert told == {'a"b\n', "a\0b", "\u00e4", "?"}

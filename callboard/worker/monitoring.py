@@ -2,7 +2,7 @@
 
 It belongs to the supervisor. Some of it is memory that the worker processes share, in which they keep their
 numbers (`Totals`) and their pulses; the rest is a companion process that asks broker and store (`Observer`), and
-the port itself (`Door`).
+the port itself (`HttpServer`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from prometheus_client.registry import Collector
 from callboard.brokers.base import Broker
 from callboard.loggers import get_logger
 from callboard.metrics.catalogue import SHARED_METRICS, WORKER_METRICS
-from callboard.worker.door import Address, Answer, Door
+from callboard.worker.http_server import Address, Answer, HttpServer
 from callboard.worker.observer import INTERVAL, BrokerSeen, Observer, StoreSeen
-from callboard.worker.pulse import Doctor, Pulse, PulseMemory
+from callboard.worker.pulse import Pulse, PulseMemory, StallDetector
 from callboard.worker.totals import Totals
 
 log = get_logger(__name__)
@@ -35,7 +35,7 @@ _WITHOUT_PROCESS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ward:
+class WorkerState:
     """A worker process that is ready, as the supervisor knows it.
 
     Attributes:
@@ -52,15 +52,15 @@ class Ward:
 
 
 @dataclass(slots=True)
-class Roll:
+class WorkerStates:
     """What the supervisor tells: its worker processes that are ready, what they consume, whether all stop."""
 
-    wards: Sequence[Ward] = ()
+    workers: Sequence[WorkerState] = ()
     queues: Sequence[str] = ()
     stopping: bool = False
 
 
-class Watch:
+class Monitoring:
     """See the module's head.
 
     Args:
@@ -86,15 +86,15 @@ class Watch:
         self._totals = Totals(blocks)
         self._pulses = PulseMemory(blocks)
         self._observer = Observer(min(INTERVAL, stalled_after / 6))
-        self._doctor = Doctor(stalled_after, clock)
+        self._stalls = StallDetector(stalled_after, clock)
         self._counts = dict.fromkeys((n for n, (kind, _) in WORKER_METRICS.items() if kind == "counter"), 0)
         self._lost: set[int] = set()  # the processes that are to be replaced, until they have ended
-        self._roll = Roll()
+        self._states = WorkerStates()
         self._with_process = self._next_look = clock()
         self._registry = CollectorRegistry()
         for collector in (self._totals, _Told(self._of_worker), _Told(self._of_shared)):
             self._registry.register(collector)
-        self._door: Door | None = None
+        self._server: HttpServer | None = None
 
     # -- for the processes -------------------------------------------------------------------------------
 
@@ -116,53 +116,55 @@ class Watch:
             SettingsError: If nothing can listen there.
         """
         pages = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
-        self._door = Door(address, pages)
-        log.info("the worker's port is open", address=str(self._door.address), pages=" ".join(pages))
+        self._server = HttpServer(address, pages)
+        log.info("the worker's port is open", address=str(self._server.address), pages=" ".join(pages))
 
     def close(self) -> None:
         """Close the port. In a forked process: its copies alone."""
-        if self._door is not None:
-            self._door.close()
+        if self._server is not None:
+            self._server.close()
 
     def wait(self, files: Sequence[int], seconds: float) -> list[int]:
         """Wait until one of these files can be read, and serve the port meanwhile; returns those that can."""
-        assert self._door is not None
-        reading, writing = [*files, *self._door.reading()], self._door.writing()
+        assert self._server is not None
+        reading, writing = [*files, *self._server.reading()], self._server.writing()
         readable, writable, _ = select.select(reading, writing, [], min(seconds, _LOOK_EVERY))
-        self._door.turn([*readable, *writable])
+        self._server.turn([*readable, *writable])
         return readable
 
     # -- for the supervisor ------------------------------------------------------------------------------
 
     def ended(self, pid: int, block: int, *, died: bool) -> None:
         """A process has ended, by itself or as it was told to."""
-        self._totals.bequeath(block)
+        self._totals.fold(block)
         self._pulses.of(block).clear()
-        self._doctor.forget(pid)
+        self._stalls.forget(pid)
         self._lost.discard(pid)
         self._counts["callboard_worker_process_deaths"] += died
 
-    def look(self, roll: Roll) -> list[int]:
+    def look(self, states: WorkerStates) -> list[int]:
         """Look how the processes are, once a second; returns the pids of those that should be replaced."""
-        self._roll = roll
+        self._states = states
         now = self._clock()
-        if any(not ward.leaving for ward in roll.wards):
+        if any(not worker.leaving for worker in states.workers):
             self._with_process = now
         if now < self._next_look:
             return []
         self._next_look = now + _LOOK_EVERY
-        elapsed, work_waits = self._doctor.elapsed(), self._work_waits(roll.queues)
+        elapsed, work_waits = self._stalls.elapsed(), self._work_waits(states.queues)
         lost = []
-        for ward in roll.wards:
-            if ward.leaving:
+        for worker in states.workers:
+            if worker.leaving:
                 continue
-            pulse = self._pulses.of(ward.block)
-            self._doctor.look(ward.pid, pulse, elapsed, has_work=work_waits and ward.running < self._threads)
-            ill = self._doctor.needs_replacing(ward.pid, runs_jobs=ward.running > 0)
-            if ill and ward.pid not in self._lost:
-                self._lost.add(ward.pid)
+            pulse = self._pulses.of(worker.block)
+            self._stalls.look(
+                worker.pid, pulse, elapsed, has_work=work_waits and worker.running < self._threads
+            )
+            ill = self._stalls.needs_replacing(worker.pid, runs_jobs=worker.running > 0)
+            if ill and worker.pid not in self._lost:
+                self._lost.add(worker.pid)
                 self._counts["callboard_worker_process_stalls"] += 1
-                lost.append(ward.pid)
+                lost.append(worker.pid)
         return lost
 
     def _work_waits(self, queues: Sequence[str]) -> bool:
@@ -178,26 +180,28 @@ class Watch:
         return Answer(generate_latest(self._registry), content_type=CONTENT_TYPE_LATEST)
 
     def _healthz(self) -> Answer:
-        wards = self._roll.wards
+        workers = self._states.workers
         problems = [
-            f"process {ward.pid} claims nothing although messages wait"
-            for ward in wards
-            if not ward.leaving and self._doctor.has_stalled(ward.pid)
+            f"process {worker.pid} claims nothing although messages wait"
+            for worker in workers
+            if not worker.leaving and self._stalls.has_stalled(worker.pid)
         ]
         without = self._clock() - self._with_process
-        if without > _WITHOUT_PROCESS and not self._roll.stopping:
+        if without > _WITHOUT_PROCESS and not self._states.stopping:
             problems.append(f"no process has been ready for {without:.0f} s")
         return _verdict(problems)
 
     def _readyz(self) -> Answer:
-        if self._roll.stopping:
+        if self._states.stopping:
             return _verdict(["the worker stops"])
-        ready = [ward for ward in self._roll.wards if not ward.leaving]
+        ready = [worker for worker in self._states.workers if not worker.leaving]
         problems = []
         if len(ready) < self._processes:
             problems.append(f"{len(ready)} of {self._processes} processes are ready")
         problems += [
-            f"process {ward.pid} doesn't consume" for ward in ready if not self._doctor.consumes(ward.pid)
+            f"process {worker.pid} doesn't consume"
+            for worker in ready
+            if not self._stalls.consumes(worker.pid)
         ]
         if self._observer.broker.get() is None:
             problems.append("the broker can't be reached")
@@ -206,12 +210,12 @@ class Watch:
     # -- the metrics -------------------------------------------------------------------------------------
 
     def _of_worker(self) -> Iterator[Metric]:
-        ready = [ward for ward in self._roll.wards if not ward.leaving]
+        ready = [worker for worker in self._states.workers if not worker.leaving]
         values: dict[str, float] = {
             "callboard_worker_processes": len(ready),
             "callboard_worker_processes_wanted": self._processes,
             "callboard_worker_threads": len(ready) * self._threads,
-            "callboard_worker_processes_stalled": sum(self._doctor.has_stalled(w.pid) for w in ready),
+            "callboard_worker_processes_stalled": sum(self._stalls.has_stalled(w.pid) for w in ready),
             **self._counts,
         }
         for name, (kind, text) in WORKER_METRICS.items():

@@ -11,8 +11,8 @@ from http import HTTPStatus
 import pytest
 
 from callboard.errors import SettingsError
-from callboard.worker import door as door_module
-from callboard.worker.door import Address, Answer, Door
+from callboard.worker import http_server as http_server_module
+from callboard.worker.http_server import Address, Answer, HttpServer
 
 PATIENCE = 30.0
 
@@ -30,28 +30,28 @@ PAGES: dict[str, Callable[[], Answer]] = {
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
-    door = Door(Address("127.0.0.1", 0), PAGES)
-    yield door
-    door.close()
+def server() -> Iterator[HttpServer]:
+    server = HttpServer(Address("127.0.0.1", 0), PAGES)
+    yield server
+    server.close()
 
 
-def _turn(door: Door, seconds: float = 0.01) -> None:
-    readable, writable, _ = select.select(door.reading(), door.writing(), [], seconds)
-    door.turn([*readable, *writable])
+def _turn(server: HttpServer, seconds: float = 0.01) -> None:
+    readable, writable, _ = select.select(server.reading(), server.writing(), [], seconds)
+    server.turn([*readable, *writable])
 
 
-def _connect(door: Door) -> socket.socket:
-    client = socket.create_connection((door.address.host, door.address.port), PATIENCE)
+def _connect(server: HttpServer) -> socket.socket:
+    client = socket.create_connection((server.address.host, server.address.port), PATIENCE)
     client.setblocking(False)
     return client
 
 
-def _said(door: Door, client: socket.socket) -> bytes:
-    """All that the client is told, while the door does its turns."""
+def _said(server: HttpServer, client: socket.socket) -> bytes:
+    """All that the client is told, while the server does its turns."""
     said, end = bytearray(), time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        _turn(door)
+        _turn(server)
         try:
             part = client.recv(1 << 16)
         except BlockingIOError:
@@ -62,22 +62,22 @@ def _said(door: Door, client: socket.socket) -> bytes:
     raise AssertionError(f"the connection wasn't closed: {bytes(said[:200])!r}")
 
 
-def _ask(door: Door, question: str) -> tuple[int, dict[str, str], bytes]:
-    with _connect(door) as client:
+def _ask(server: HttpServer, question: str) -> tuple[int, dict[str, str], bytes]:
+    with _connect(server) as client:
         client.send(question.replace("\n", "\r\n").encode())
-        head, _, body = _said(door, client).partition(b"\r\n\r\n")
+        head, _, body = _said(server, client).partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     return int(first.split()[1]), dict(line.split(": ", 1) for line in lines), body
 
 
-def test_pages_are_served_with_their_status(door: Door) -> None:
-    status, headers, body = _ask(door, "GET /page?all=1 HTTP/1.1\nHost: here\n\n")
+def test_pages_are_served_with_their_status(server: HttpServer) -> None:
+    status, headers, body = _ask(server, "GET /page?all=1 HTTP/1.1\nHost: here\n\n")
     assert (status, body, headers["Content-Length"]) == (200, b"hello\n", "6")
-    assert _ask(door, "GET /ill HTTP/1.0\n\n")[::2] == (503, b"so ill\n")
+    assert _ask(server, "GET /ill HTTP/1.0\n\n")[::2] == (503, b"so ill\n")
 
 
-def test_head_tells_of_a_page_without_it(door: Door) -> None:
-    status, headers, body = _ask(door, "HEAD /page HTTP/1.1\nHost: here\n\n")
+def test_head_tells_of_a_page_without_it(server: HttpServer) -> None:
+    status, headers, body = _ask(server, "HEAD /page HTTP/1.1\nHost: here\n\n")
     assert (status, headers["Content-Length"], body) == (200, "6", b"")
 
 
@@ -94,75 +94,75 @@ def test_head_tells_of_a_page_without_it(door: Door) -> None:
         (f"GET /page HTTP/1.1\nCookie: {'c' * 20_000}", 431),
     ],
 )
-def test_what_can_t_be_answered_is_told_so(question: str, status: int, door: Door) -> None:
-    assert _ask(door, question)[0] == status
-    assert _ask(door, "GET /page HTTP/1.1\n\n")[0] == 200
+def test_what_can_t_be_answered_is_told_so(question: str, status: int, server: HttpServer) -> None:
+    assert _ask(server, question)[0] == status
+    assert _ask(server, "GET /page HTTP/1.1\n\n")[0] == 200
 
 
-def test_a_large_page_arrives_whole_at_a_slow_reader(door: Door) -> None:
-    assert len(_ask(door, "GET /large HTTP/1.1\n\n")[2]) == 5_000_000
+def test_a_large_page_arrives_whole_at_a_slow_reader(server: HttpServer) -> None:
+    assert len(_ask(server, "GET /large HTTP/1.1\n\n")[2]) == 5_000_000
 
 
 def test_a_client_that_says_nothing_holds_nobody_up_and_is_dismissed(
-    door: Door, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door_module, "_PATIENCE", 0.5)
-    with _connect(door) as silent, _connect(door) as slow:
+    monkeypatch.setattr(http_server_module, "_PATIENCE", 0.5)
+    with _connect(server) as silent, _connect(server) as slow:
         slow.send(b"GET /page HT")
-        _turn(door)
+        _turn(server)
         began = time.monotonic()
-        monkeypatch.setattr(door_module, "_PATIENCE", PATIENCE)
-        assert _ask(door, "GET /page HTTP/1.1\n\n")[0] == 200
-        assert _said(door, silent) == b""
-        assert _said(door, slow) == b""
+        monkeypatch.setattr(http_server_module, "_PATIENCE", PATIENCE)
+        assert _ask(server, "GET /page HTTP/1.1\n\n")[0] == 200
+        assert _said(server, silent) == b""
+        assert _said(server, slow) == b""
         assert time.monotonic() - began < PATIENCE / 2
-    assert door.writing() == []
-    assert len(door.reading()) == 1
+    assert server.writing() == []
+    assert len(server.reading()) == 1
 
 
-def test_a_client_that_doesn_t_take_its_answer_holds_nobody_up(door: Door) -> None:
-    with _connect(door) as greedy:
+def test_a_client_that_doesn_t_take_its_answer_holds_nobody_up(server: HttpServer) -> None:
+    with _connect(server) as greedy:
         greedy.send(b"GET /large HTTP/1.1\r\n\r\n")
-        while not door.writing():
-            _turn(door)
-        assert _ask(door, "GET /page HTTP/1.1\n\n")[0] == 200
+        while not server.writing():
+            _turn(server)
+        assert _ask(server, "GET /page HTTP/1.1\n\n")[0] == 200
 
 
-def test_of_too_many_clients_the_first_has_to_go(door: Door) -> None:
+def test_of_too_many_clients_the_first_has_to_go(server: HttpServer) -> None:
     clients = []
     try:
         for _ in range(60):
-            clients.append(_connect(door))
-            _turn(door, PATIENCE)
-        assert _ask(door, "GET /page HTTP/1.1\n\n")[0] == 200
-        assert len(door.reading()) <= 33
-        assert _said(door, clients[0]) == b""
+            clients.append(_connect(server))
+            _turn(server, PATIENCE)
+        assert _ask(server, "GET /page HTTP/1.1\n\n")[0] == 200
+        assert len(server.reading()) <= 33
+        assert _said(server, clients[0]) == b""
     finally:
         for client in clients:
             client.close()
 
 
-def test_a_client_that_hangs_up_is_forgotten(door: Door) -> None:
-    client = _connect(door)
-    _turn(door, PATIENCE)
+def test_a_client_that_hangs_up_is_forgotten(server: HttpServer) -> None:
+    client = _connect(server)
+    _turn(server, PATIENCE)
     client.close()
     end = time.monotonic() + PATIENCE
-    while len(door.reading()) > 1:
+    while len(server.reading()) > 1:
         assert time.monotonic() < end
-        _turn(door)
+        _turn(server)
 
 
-def test_a_port_in_use_is_refused_with_a_sentence(door: Door) -> None:
+def test_a_port_in_use_is_refused_with_a_sentence(server: HttpServer) -> None:
     with pytest.raises(
         SettingsError,
         match=r"^nothing can listen on 127\.0\.0\.1:\d+: address already in use; give another address",
     ):
-        Door(door.address, PAGES)
+        HttpServer(server.address, PAGES)
 
 
 def test_an_address_that_isn_t_this_machine_s_is_refused_with_a_sentence() -> None:
     with pytest.raises(SettingsError, match=r"^nothing can listen on 192\.0\.2\.1:0: cannot assign"):
-        Door(Address("192.0.2.1", 0), PAGES)
+        HttpServer(Address("192.0.2.1", 0), PAGES)
 
 
 @pytest.mark.parametrize(

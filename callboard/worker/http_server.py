@@ -77,7 +77,7 @@ class _Connection:
     answer: memoryview | None = None
 
 
-class Door:
+class HttpServer:
     """Listens, and answers.
 
     Args:
@@ -145,8 +145,9 @@ class Door:
             self._connections[admitted.fileno()] = connection
 
     def _dismiss(self, connection: _Connection) -> None:
-        del self._connections[connection.socket.fileno()]
-        connection.socket.close()
+        self._connections.pop(connection.socket.fileno(), None)
+        with suppress(OSError):
+            connection.socket.close()
 
     def _go_on(self, connection: _Connection) -> None:
         if connection.answer is None:

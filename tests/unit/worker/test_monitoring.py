@@ -18,7 +18,8 @@ from callboard.brokers.base import Broker
 from callboard.brokers.driver import QueueCounts
 from callboard.errors import BrokerUnavailable, StoreUnavailable
 from callboard.operations.schedulers import say_alive, say_stopped
-from callboard.worker.door import Address
+from callboard.worker.http_server import Address
+from callboard.worker.monitoring import Monitoring, WorkerState, WorkerStates
 from callboard.worker.observer import (
     BrokerSeen,
     Notice,
@@ -28,7 +29,6 @@ from callboard.worker.observer import (
     see_broker,
     see_store,
 )
-from callboard.worker.watch import Roll, Ward, Watch
 from callboard.worker.worker import Worker
 
 PATIENCE = 30.0
@@ -36,14 +36,16 @@ QUEUES = ("jobs.critical", "jobs.high", "jobs.medium", "jobs.low")
 
 
 class Port:
-    """A watch whose port is open, and someone who asks."""
+    """Monitoring whose port is open, and someone who asks."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.watch = Watch(blocks=2, processes=1, threads=2, stalled_after=60.0, clock=lambda: self.now)
-        self.watch.open(Address("127.0.0.1", 0))
-        assert self.watch._door is not None
-        self._url = f"http://{self.watch._door.address}"
+        self.monitoring = Monitoring(
+            blocks=2, processes=1, threads=2, stalled_after=60.0, clock=lambda: self.now
+        )
+        self.monitoring.open(Address("127.0.0.1", 0))
+        assert self.monitoring._server is not None
+        self._url = f"http://{self.monitoring._server.address}"
 
     def ask(self, page: str) -> tuple[int, str]:
         answers: list[tuple[int, str]] = []
@@ -59,7 +61,7 @@ class Port:
         asking = threading.Thread(target=ask)
         asking.start()
         while asking.is_alive():
-            self.watch.wait([], 0.01)
+            self.monitoring.wait([], 0.01)
         return answers[0]
 
     def metrics(self) -> dict[str, Any]:
@@ -76,15 +78,15 @@ class Port:
 
     def see(self, broker: BrokerSeen | None, store: StoreSeen | None) -> None:
         """As if the observer had seen this."""
-        self.watch._observer.broker.put(broker, lasts=PATIENCE)
-        self.watch._observer.store.put(store, lasts=PATIENCE)
+        self.monitoring._observer.broker.put(broker, lasts=PATIENCE)
+        self.monitoring._observer.store.put(store, lasts=PATIENCE)
 
 
 @pytest.fixture
 def port() -> Iterator[Port]:
     port = Port()
     yield port
-    port.watch.close()
+    port.monitoring.close()
 
 
 def _seen(*, ready: int = 0, paused: bool = False) -> tuple[BrokerSeen, StoreSeen]:
@@ -176,8 +178,8 @@ def test_what_was_seen_long_ago_isn_t_believed() -> None:
 
 
 def test_the_processes_are_told(port: Port) -> None:
-    port.watch.look(Roll([Ward(7, 0, 1, False), Ward(8, 1, 0, True)], QUEUES))
-    port.watch.ended(9, 1, died=True)
+    port.monitoring.look(WorkerStates([WorkerState(7, 0, 1, False), WorkerState(8, 1, 0, True)], QUEUES))
+    port.monitoring.ended(9, 1, died=True)
     found = port.metrics()
     names = ("processes", "processes_wanted", "threads", "process_deaths_total", "process_stalls_total")
     assert [found[f"callboard_worker_{name}"] for name in names] == [1, 1, 2, 1, 0]
@@ -185,30 +187,30 @@ def test_the_processes_are_told(port: Port) -> None:
 
 def test_a_worker_is_ready_when_its_processes_consume_and_the_broker_answers(port: Port) -> None:
     assert port.ask("/readyz") == (503, "0 of 1 processes are ready\nthe broker can't be reached\n")
-    roll = Roll([Ward(7, 0, 0, False)], QUEUES)
+    states = WorkerStates([WorkerState(7, 0, 0, False)], QUEUES)
     port.see(*_seen())
-    port.watch.look(roll)
+    port.monitoring.look(states)
     assert port.ask("/readyz") == (503, "process 7 doesn't consume\n")
-    port.watch._pulses.of(0).turned(0)
+    port.monitoring._pulses.of(0).turned(0)
     port.now += 1
-    port.watch.look(roll)
+    port.monitoring.look(states)
     assert port.ask("/readyz") == (200, "ok\n")
     port.see(None, None)
     assert port.ask("/readyz") == (503, "the broker can't be reached\n")
-    port.watch.look(Roll([Ward(7, 0, 0, True)], QUEUES, stopping=True))
+    port.monitoring.look(WorkerStates([WorkerState(7, 0, 0, True)], QUEUES, stopping=True))
     assert port.ask("/readyz") == (503, "the worker stops\n")
 
 
 def test_a_worker_without_a_process_is_well_for_half_a_minute(port: Port) -> None:
-    roll = Roll([Ward(7, 0, 0, False)], QUEUES)
-    port.watch.look(roll)
+    states = WorkerStates([WorkerState(7, 0, 0, False)], QUEUES)
+    port.monitoring.look(states)
     port.now += 29
-    port.watch.look(Roll())
+    port.monitoring.look(WorkerStates())
     assert port.ask("/healthz") == (200, "ok\n")
     port.now += 3
-    port.watch.look(Roll())
+    port.monitoring.look(WorkerStates())
     assert port.ask("/healthz") == (503, "no process has been ready for 32 s\n")
-    port.watch.look(roll)
+    port.monitoring.look(states)
     assert port.ask("/healthz") == (200, "ok\n")
 
 
@@ -228,8 +230,8 @@ def test_a_worker_is_ill_when_a_process_claims_nothing_although_messages_wait(
 ) -> None:
     for _ in range(70):
         port.see(*(_seen(ready=ready, paused=paused) if known else (None, None)))
-        lost = port.watch.look(Roll([Ward(7, 0, running, False)], QUEUES))
-        port.watch._pulses.of(0).beat()
+        lost = port.monitoring.look(WorkerStates([WorkerState(7, 0, running, False)], QUEUES))
+        port.monitoring._pulses.of(0).beat()
         if lost:
             break
         port.now += 1
@@ -237,9 +239,11 @@ def test_a_worker_is_ill_when_a_process_claims_nothing_although_messages_wait(
     told = "process 7 claims nothing although messages wait\n"
     assert port.ask("/healthz") == ((503, told) if ill else (200, "ok\n"))
     assert port.metrics()["callboard_worker_processes_stalled"] == int(ill)
-    assert port.watch.look(Roll([Ward(7, 0, running, False)], QUEUES)) == [], "once is enough"
-    port.watch.ended(7, 0, died=False)
-    port.watch.look(Roll([Ward(8, 1, 0, False)], QUEUES))
+    assert port.monitoring.look(WorkerStates([WorkerState(7, 0, running, False)], QUEUES)) == [], (
+        "once is enough"
+    )
+    port.monitoring.ended(7, 0, died=False)
+    port.monitoring.look(WorkerStates([WorkerState(8, 1, 0, False)], QUEUES))
     assert port.ask("/healthz") == (200, "ok\n")
     assert port.metrics()["callboard_worker_process_stalls_total"] == int(ill)
 
@@ -247,7 +251,7 @@ def test_a_worker_is_ill_when_a_process_claims_nothing_although_messages_wait(
 def test_queues_that_a_worker_doesn_t_consume_don_t_make_it_ill(port: Port) -> None:
     for _ in range(70):
         port.see(*_seen(ready=5))
-        assert port.watch.look(Roll([Ward(7, 0, 0, False)], ["jobs.high"])) == []
+        assert port.monitoring.look(WorkerStates([WorkerState(7, 0, 0, False)], ["jobs.high"])) == []
         port.now += 1
     assert port.ask("/healthz")[0] == 200
 
