@@ -276,7 +276,7 @@ class Link:
     def _lost(self, error: BaseException) -> None:
         self._stream, self._is_up, self.blocked = None, False, None
         self._note_outage(error)
-        self._down()
+        self._guard(self._down)  # whatever it raises, the connection is opened again
         if self._closing:
             self._loop.stop()
         else:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import threading
 import time
 from collections import deque
@@ -31,7 +33,7 @@ from callboard.brokers.rabbitmq.delays import Ladder
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.stream import Stream
-from callboard.brokers.rabbitmq.topology import arguments_of, declare_queue, named
+from callboard.brokers.rabbitmq.topology import AFTER_A_DELETION, arguments_of, declare_queue, named
 from callboard.loggers import get_logger
 
 log = get_logger(__name__)
@@ -42,9 +44,6 @@ _WINDOW_BYTES = 16 * 1024 * 1024
 #: How many of one batch are written before the next batch has its turn.
 _TURN = 100
 _LEAST_PAUSE = 0.02  # seconds, before a refused message is written again
-# Seconds before a deleted queue is declared again. Within some 50 ms of a deletion RabbitMQ (3.10.8) hangs the
-# consumers of the old quorum queue on the new one, where they are given messages that never reach anybody.
-_AFTER_A_DELETION = 0.3
 _MOST_RETURNS = 5
 _RESTORE_PAUSE = 10.0  # seconds between two restorations of a queue's binding
 
@@ -55,7 +54,7 @@ class Publisher:
     Args:
         addresses: Where RabbitMQ is.
         namespace: What queues and exchanges are prefixed with.
-        name: Who we are, for RabbitMQ's list of connections.
+        name: Who we are, for RabbitMQ's list of connections; the host and the process are put behind it.
     """
 
     def __init__(self, addresses: Sequence[Address], namespace: str, name: str) -> None:
@@ -106,7 +105,7 @@ class Publisher:
                 if self._link is None:
                     self._link = Link(
                         self._addresses,
-                        self._name,
+                        f"{self._name} {socket.gethostname()}:{os.getpid()}",
                         up=self._up,
                         down=self._down,
                         freed=self._pump,
@@ -397,7 +396,7 @@ class Publisher:
             self._undeclared[need].append(entry)
         elif self._link is not None:
             self._undeclared[need] = [entry]
-            self._link.later(_AFTER_A_DELETION, lambda: self._start_to_declare(need))
+            self._link.later(AFTER_A_DELETION, lambda: self._start_to_declare(need))
 
     def _try_again(self, entry: Entry) -> None:
         assert self._link is not None
