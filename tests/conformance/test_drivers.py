@@ -707,6 +707,26 @@ def test_counts_tell_ready_claimed_and_delayed(subject: Subject, driver: Driver)
     assert (low.ready, low.claimed, low.delayed) == (1, 0, 0)
 
 
+def test_counts_tell_for_how_long_the_oldest_has_been_ready(subject: Subject, driver: Driver) -> None:
+    asker = subject.driver()
+
+    def oldest() -> float | None:
+        return asker.counts(["mail.high"])["mail.high"].oldest
+
+    assert oldest() in (0.0, None)
+    before = time.time()
+    put(driver, message(1), message(9, delay=3600.0))
+    after = time.time()
+    put(driver, message(2))
+    eventually(lambda: asker.counts(["mail.high"])["mail.high"].ready == 2)
+    asked, age, told = time.time(), oldest(), time.time()
+    if age is None:
+        return  # it can't tell
+    assert asked - after - 0.01 <= age <= told - before + 0.01
+    take(subject.intake(driver, "mail.high"), 2)
+    eventually(lambda: oldest() == 0.0)
+
+
 def test_counts_tell_how_many_consume(subject: Subject, driver: Driver) -> None:
     put(driver, message(1), message(2, "mail.low"))
     first = subject.intake(driver, "mail.high", "mail.low")
