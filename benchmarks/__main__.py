@@ -20,19 +20,21 @@ from benchmarks import gates
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures
 from benchmarks.measurements import far_future, growth, many_queues, mixed, peers
-from benchmarks.measurements.commands import Command, figures_of
+from benchmarks.measurements.commands import Command
 from benchmarks.report import Report
 
 Measure = Callable[[Bench], Figures]
 
 MEASUREMENTS: Mapping[str, Measure | Command] = {
     "peers": peers.measure,
-    "publishing": Command("benchmarks.publishing", quick=("--messages", "3200")),
+    "sending": Command("benchmarks.sending", quick=("--jobs", "100", "--bulks", "1")),
+    "publishing": Command("benchmarks.publishing", quick=("--messages", "3200"), table=1),
     "far-future": far_future.measure,
     "many-queues": many_queues.measure,
     "growth": growth.measure,
     "mixed": mixed.measure,
     "promises": Command("benchmarks.promises", quick=("--jobs", "3000")),
+    "microseconds": Command("benchmarks.microseconds", quick=("--jobs", "5000"), rounds=False),
 }
 
 
@@ -81,7 +83,7 @@ def measured(bench: Bench, name: str, report: Report) -> bool:
     try:
         if isinstance(measure, Command):
             report.texts[name] = measure.run(bench)
-            report.figures[name] = figures_of(report.texts[name])
+            report.figures[name] = measure.figures(report.texts[name])
         else:
             report.figures[name] = measure(bench)
     except Exception as error:

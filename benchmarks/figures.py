@@ -81,26 +81,23 @@ class Figures:
         return figures
 
     @classmethod
-    def from_markdown(cls, text: str) -> Self:
-        """The first table of a text, as one round: of each cell the number that it begins with."""
-        lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
-        if len(lines) < 2:
-            raise ValueError("there is no table")
-        header = _cells(lines[0])
-        figures = cls(header[1:])
-        for line in lines[2:]:
-            row, *cells = _cells(line)
-            if len(cells) != len(header) - 1 or row in figures.rows:
-                break  # the next table
-            figures.rows.append(row)
-            for column, cell in zip(figures.columns, cells, strict=True):
-                if (match := _NUMBER.match(cell)) is not None:
-                    figures.add(row, column, float(match[0].replace(",", "")))
-        return figures
+    def tables(cls, text: str) -> list[Self]:
+        """The tables of a text, each as one round: of each cell the number that it begins with."""
+        found: list[Self] = []
+        tables = re.findall(r"^\|.*\n\|[-| ]+\|\n(?:\|.*(?:\n|$))*", text, re.MULTILINE)
+        for header, _, *lines in (table.splitlines() for table in tables):
+            figures = cls(_cells(header)[1:])
+            for row, *cells in map(_cells, lines):
+                figures.rows.append(row)
+                for column, cell in zip(figures.columns, cells, strict=True):
+                    if (match := _NUMBER.match(cell)) is not None:
+                        figures.add(row, column, float(match[0].replace(",", "")))
+            found.append(figures)
+        return found
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
 
 
 def number(value: float | None) -> str:

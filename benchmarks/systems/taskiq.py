@@ -23,7 +23,7 @@ class TaskiqRabbitmq(System):
         "`--ack-type when_executed`; its bulk is `gather` over a thousand sends."
     )
     server = "rabbitmq"
-    pace = 3_000
+    pace = 2_000
     bulk = True
 
     def __init__(self, folder: Path, *, server_url: str = "", queues: int = 1) -> None:
