@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from callboard.servers.postgresql import PrivatePostgresql
 from callboard.servers.process import PrivateServer, ServerFailed, ServerMissing
-from callboard.servers.rabbitmq import PrivateRabbitmq
+from callboard.servers.rabbitmq import PrivateRabbitmq, RabbitmqCluster
 from callboard.servers.redis import PrivateRedis
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "PrivateRabbitmq",
     "PrivateRedis",
     "PrivateServer",
+    "RabbitmqCluster",
     "ServerFailed",
     "ServerMissing",
 ]

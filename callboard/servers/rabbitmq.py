@@ -18,6 +18,8 @@ from callboard.servers.process import HOST, PrivateServer, ServerFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
 
 # Debian's commands in PATH insist on root and switch to the system's user; those in here don't.
 SCRIPTS = "/usr/lib/rabbitmq/bin"
@@ -31,6 +33,7 @@ class PrivateRabbitmq(PrivateServer):
         folder: where data and logs go; None makes one that `close` removes.
         plugins: names of plugins to enable, such as `rabbitmq_management`.
         settings: lines for `rabbitmq.conf` beyond our own, key to value.
+        peer: a node that runs, whose cluster this one joins at its first start.
     """
 
     name = "rabbitmq"
@@ -42,6 +45,7 @@ class PrivateRabbitmq(PrivateServer):
         *,
         plugins: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
+        peer: PrivateRabbitmq | None = None,
     ) -> None:
         self._server = self._program("rabbitmq-server", SCRIPTS)
         self._rabbitmqctl = self._program("rabbitmqctl", SCRIPTS)
@@ -49,11 +53,12 @@ class PrivateRabbitmq(PrivateServer):
         self._plugins = tuple(plugins)
         self._settings = dict(settings or {})
         self._epmd: subprocess.Popen[bytes] | None = None
+        self._peer = peer
         super().__init__(folder)
         self.node = f"callboard-{self.port}@localhost"
         self.management_port = self._reserve_port()
         self._distribution_port = self._reserve_port()
-        self._epmd_port = self._reserve_port()
+        self._epmd_port: int = peer._epmd_port if peer is not None else self._reserve_port()
 
     @property
     def url(self) -> str:
@@ -164,7 +169,7 @@ class PrivateRabbitmq(PrivateServer):
     def _prepare(self) -> None:
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():
-            cookie.write_text(secrets.token_hex(16))
+            cookie.write_text(self._peer._cookie if self._peer is not None else secrets.token_hex(16))
             cookie.chmod(0o400)  # Erlang refuses one that others may read
         settings = {
             "listeners.tcp.default": f"{HOST}:{self.port}",
@@ -174,12 +179,18 @@ class PrivateRabbitmq(PrivateServer):
             "disk_free_limit.absolute": "10MB",
             **self._settings,
         }
+        if self._peer is not None:
+            settings |= {
+                "cluster_formation.peer_discovery_backend": "classic_config",
+                "cluster_formation.classic_config.nodes.1": self._peer.node,
+                "cluster_formation.classic_config.nodes.2": self.node,
+            }
         if "rabbitmq_management" in self._plugins:
             settings |= {"management.tcp.ip": HOST, "management.tcp.port": str(self.management_port)}
         lines = [f"{key} = {value}\n" for key, value in settings.items()]
         (self.folder / "rabbitmq.conf").write_text("".join(lines))
         (self.folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
-        if self._epmd is None or self._epmd.poll() is not None:
+        if self._peer is None and (self._epmd is None or self._epmd.poll() is not None):
             epmd = [self._epmd_program, "-port", str(self._epmd_port), "-address", HOST]
             self._epmd = self._spawn(epmd, self._environment())
 
@@ -215,3 +226,40 @@ class PrivateRabbitmq(PrivateServer):
         with socket.create_connection((HOST, self.port), timeout=5) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             return connection.recv(1) == b"\x01"  # a method frame: connection.start
+
+
+class RabbitmqCluster:
+    """Three RabbitMQ nodes of one cluster; it starts in about half a minute. Use it in a `with` block.
+
+    Attributes:
+        nodes: the first is the one that clients try first.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        first = PrivateRabbitmq()
+        self.nodes = [first, *(PrivateRabbitmq(peer=first) for _ in range(size - 1))]
+
+    @property
+    def url(self) -> str:
+        """All hosts, to be tried in turn."""
+        hosts = ",".join(f"{HOST}:{node.port}" for node in self.nodes)
+        return f"amqp://guest:guest@{hosts}/%2F"
+
+    def __enter__(self) -> Self:
+        try:
+            for node in self.nodes:
+                node.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all nodes at once."""
+        for node in reversed(self.nodes):  # the first has the name service of all
+            node.close()

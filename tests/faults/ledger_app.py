@@ -1,7 +1,8 @@
-"""The application of the ledger test: a job that notes when it starts and ends.
+"""The application of the ledger tests: a job that notes when it starts and ends.
 
 Run as a command it is a producer: `python -m tests.faults.ledger_app NAME COUNT` sends until so many sends
-have returned, and notes the id of each that did.
+have returned, and notes the id of each that did. With a count of 0 it sends a few hundred a second until there
+is a file `enough`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from broker import actor, broker
 from callboard import Priority, current_job
 from callboard.errors import SendError
 
+PAUSE = 0.003  # seconds between two sends, so that what is tested is the fault and not the load
 FOLDER = Path(os.environ.get("LEDGER_FOLDER", "."))
 
 
@@ -39,18 +41,20 @@ def work(milliseconds: float) -> None:
 
 
 def produce(name: str, count: int) -> None:
-    """Send until `count` sends of this producer, killed ones included, have returned."""
+    """Send until `count` sends of this producer, killed ones included, have returned, or until it is enough."""
     sent = FOLDER / f"sent-{name}"
     done = len(sent.read_text().splitlines()) if sent.exists() else 0
     incarnation, n = f"{name}.{os.getpid()}", 0
     priorities = list(Priority)
-    while done < count:
+    while done < count if count else not (FOLDER / "enough").exists():
         n += 1
         job_id = f"{incarnation}.{n}"
         try:
             work.using(job_id=job_id, priority=random.choice(priorities)).send(random.random() * 3)
-            note(f"sent-{name}", job_id)
+            note(f"sent-{name}", job_id, time.monotonic())
             done += 1
+            if not count:
+                time.sleep(PAUSE)
         except SendError as error:
             note(f"raised-{name}", error.job_id, type(error).__name__)
             time.sleep(0.1)

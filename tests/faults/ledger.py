@@ -1,0 +1,154 @@
+"""The ledger: ids whose send returned, minus ids that ran, is nothing; and nothing runs twice at once.
+
+Producers send, a worker of several processes runs, each notes what it does, and meanwhile a test does its worst.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_CALLBOARD = str(Path(sys.executable).with_name("callboard"))
+_ROOT = Path(__file__).parents[2]
+
+#: A run: its start and end by the monotonic clock, and its process.
+Run = tuple[float, float, int]
+
+
+def until(reached: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, f"{what} took over {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+@dataclass
+class Ledger:
+    """What the processes of one run have noted."""
+
+    folder: Path
+    killed: dict[int, float] = field(default_factory=dict)  # pid -> monotonic time
+
+    def sent(self) -> dict[str, float]:
+        """When each send returned, by the monotonic clock."""
+        lines = (line for path in self.folder.glob("sent-*") for line in path.read_text().splitlines())
+        return {job_id: float(moment) for job_id, moment in map(str.split, lines)}
+
+    def raised(self) -> int:
+        """How many sends raised."""
+        return sum(len(path.read_text().splitlines()) for path in self.folder.glob("raised-*"))
+
+    def runs(self) -> dict[str, list[Run]]:
+        """The runs of each job. A killed process's run ends with it."""
+        runs: dict[str, list[Run]] = defaultdict(list)
+        open_runs: dict[tuple[str, int], float] = {}
+        path = self.folder / "runs"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            event, job_id, process, moment, _attempt = line.split()
+            pid = int(process)
+            if event == "start":
+                open_runs[job_id, pid] = float(moment)
+            else:
+                runs[job_id].append((open_runs.pop((job_id, pid)), float(moment), pid))
+        for (job_id, pid), start in open_runs.items():
+            runs[job_id].append((start, self.killed.get(pid, float("inf")), pid))
+        return runs
+
+    def lost(self) -> set[str]:
+        """Jobs whose send returned and that haven't run."""
+        return self.sent().keys() - self.runs().keys()
+
+    def again(self) -> dict[str, list[Run]]:
+        """The runs of the jobs that ran more than once, in their order."""
+        return {job_id: sorted(found) for job_id, found in self.runs().items() if len(found) > 1}
+
+    def at_once(self) -> list[tuple[str, Run, Run]]:
+        """The pairs of a job's runs that overlap."""
+        return [
+            (job_id, first, second)
+            for job_id, found in self.again().items()
+            for first, second in itertools.pairwise(found)
+            if second[0] < first[1]
+        ]
+
+    def working_pids(self) -> list[int]:
+        """The processes that ran something lately and still live."""
+        path = self.folder / "runs"
+        lines = path.read_text().splitlines()[-200:] if path.exists() else []
+        pids = {int(line.split()[2]) for line in lines}
+        return sorted(pid for pid in pids - self.killed.keys() if Path(f"/proc/{pid}").exists())
+
+    def __str__(self) -> str:
+        sent, runs = self.sent(), self.runs()
+        return (
+            f"sent {len(sent)}, sends that raised {self.raised()}, ran {len(runs)}, ran again "
+            f"{len(self.again())}, lost {len(sent.keys() - runs.keys())}, killed {len(self.killed)}"
+        )
+
+
+@dataclass
+class Processes:
+    """Producers, and a worker of three processes."""
+
+    environment: dict[str, str]
+    ledger: Ledger
+    producers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    worker: subprocess.Popen[bytes] | None = None
+    _arguments: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def start_worker(self, broker_url: str) -> None:
+        options = ["--queues", "ledger.*", "--processes", "3", "--threads", "4"]
+        command = [_CALLBOARD, "--module", "tests.faults.ledger_app", "worker", *options]
+        self.worker = self._start(command, broker_url, "worker.log")
+
+    def start_producer(self, name: str, broker_url: str, count: int = 0) -> None:
+        """Send so many jobs; without a number, some hundred a second until `enough`."""
+        self._arguments[name] = broker_url, count
+        command = [sys.executable, "-m", "tests.faults.ledger_app", name, str(count)]
+        self.producers[name] = self._start(command, broker_url, "producers.log")
+
+    def _start(self, command: list[str], broker_url: str, log: str) -> subprocess.Popen[bytes]:
+        environment = self.environment | {"CALLBOARD_BROKER_URL": broker_url}
+        with (self.ledger.folder / log).open("ab") as out:
+            return subprocess.Popen(command, cwd=_ROOT, env=environment, stderr=out)
+
+    def live(self) -> bool:
+        """Whether the worker and the producers run."""
+        started = [self.worker, *self.producers.values()]
+        return all(process is not None and process.poll() is None for process in started)
+
+    def revive_producers(self) -> None:
+        for name, process in list(self.producers.items()):
+            if process.poll() == -signal.SIGKILL:
+                self.start_producer(name, *self._arguments[name])
+
+    def kill_one(self, chance: random.Random) -> None:
+        """Kill -9 one worker process or producer that lives."""
+        producing = [p.pid for p in self.producers.values() if p.poll() is None]
+        pid = chance.choice(self.ledger.working_pids() * 2 + producing)
+        self.ledger.killed[pid] = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+
+    def enough(self) -> None:
+        """Have the producers end, and wait for them."""
+        (self.ledger.folder / "enough").touch()
+        for process in self.producers.values():
+            assert process.wait(60) == 0
+
+    def stop(self) -> None:
+        for process in self.producers.values():
+            process.kill()
+            process.wait()
+        if self.worker is not None:
+            self.worker.terminate()
+            self.worker.wait(60)
