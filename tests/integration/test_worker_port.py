@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -165,7 +167,9 @@ def test_twenty_dead_processes_leave_nothing_behind(app: App) -> None:
         for _ in range(8):
             app.send("quick")
         until(lambda: port.total("callboard_jobs_succeeded_total") == done + 8)
-        until(lambda: app.counts().claimed == 0)  # the acknowledgements follow: a kill before them is another run
+        until(
+            lambda: app.counts().claimed == 0
+        )  # the acknowledgements follow: a kill before them is another run
 
     run_some()
     until(lambda: port.ask("/readyz")[0] == 200)
@@ -200,6 +204,24 @@ def test_a_process_whose_claiming_stands_still_is_replaced(app: App) -> None:
     assert port.total("callboard_worker_process_stalls_total") == 1
     assert port.total("callboard_worker_process_deaths_total") == 0
     assert {int(pid_) for _, _, pid_, _ in app.notes("end")} != {pid}
+
+
+@pytest.mark.parametrize("way", ["option", "setting"])
+def test_an_address_that_is_none_is_refused_with_a_sentence(way: str, app: App) -> None:
+    command = [sys.executable, "-m", "callboard.cli", "worker"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if way == "option":
+        command += ["--http", ":9191"]
+    else:
+        environment["CALLBOARD_WORKER_HTTP"] = ":9191"
+    done = subprocess.run(
+        command, cwd=app.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode not in (0, 1)
+    assert done.stderr == (
+        "callboard: ':9191' isn't an address to serve HTTP on: give HOST:PORT, such as 127.0.0.1:9191 "
+        "(0.0.0.0:9191 for all networks)\n"
+    )
 
 
 def test_the_port_is_open_only_while_the_worker_lives(app: App) -> None:

@@ -14,6 +14,7 @@ from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
 from callboard.errors import DeclarationError, StoreUnavailable
+from callboard.operations.schedulers import a_scheduler_lives
 from callboard.scheduler import Scheduler, run_scheduler
 from callboard.store import open_store
 from callboard.store.base import Store
@@ -162,6 +163,29 @@ def test_it_stops_when_it_is_told(clock: Clock, driver: StubDriver) -> None:
     stop.set()
     thread.join(timeout=30)
     assert not thread.is_alive()
+
+
+def test_one_that_lives_says_so(clock: Clock, driver: StubDriver) -> None:
+    store = open_store("memory:")
+    said, say = threading.Event(), store.claim_key
+
+    def claim_key(key: str, owner: str, *, ttl: float, durable: bool = True) -> str:
+        owner = say(key, owner, ttl=ttl, durable=durable)
+        said.set()
+        return owner
+
+    store.claim_key = claim_key  # type: ignore[method-assign]
+    stop = threading.Event()
+    thread = threading.Thread(target=run_scheduler, args=(Broker(driver, store=store, clock=clock), stop))
+    assert not a_scheduler_lives(store)
+    thread.start()
+    try:
+        assert said.wait(30)
+        assert a_scheduler_lives(store)
+    finally:
+        stop.set()
+        thread.join(timeout=30)
+    assert not a_scheduler_lives(store)
 
 
 def test_ticks_before_the_start_are_not_made_up_for(
