@@ -33,7 +33,7 @@ MEASUREMENTS: Mapping[str, Measure | Command] = {
     "many-queues": many_queues.measure,
     "growth": growth.measure,
     "mixed": mixed.measure,
-    "promises": Command("benchmarks.promises", quick=("--jobs", "3000")),
+    "promises": Command("benchmarks.promises", ("--rabbitmq",), ("--rabbitmq", "--jobs", "3000"), table=1),
     "microseconds": Command("benchmarks.microseconds", quick=("--jobs", "5000"), rounds=False),
 }
 

@@ -256,7 +256,7 @@ GATES: tuple[Gate, ...] = (
     Gate(
         "promises",
         "promises",
-        "processed with every promise on, to the driver alone (claim and ack in a loop)",
+        "RabbitMQ: processed with every promise on, to the driver alone (claim and ack in a loop)",
         ratio("+ records", RATE, "the driver: claim and ack"),
         0.7,
     ),
@@ -340,6 +340,14 @@ AIMS: tuple[Gate, ...] = (
         "Redis: processed, to stock Dramatiq's",
         ratio(REDIS, RATE, STOCK_REDIS),
         5,
+        aim=True,
+    ),
+    Gate(
+        "aim-promises",
+        "promises",
+        "RabbitMQ: processed with every promise on, to a worker without middleware",
+        ratio("+ records", RATE, "a worker, no middleware"),
+        0.7,
         aim=True,
     ),
     Gate("aim-file", "peers", "file: processed", median(FILE, RATE), 20_000, unit=" /s", aim=True),

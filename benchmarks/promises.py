@@ -1,9 +1,10 @@
 """What each promise costs: the same jobs with more and more of what surrounds them, interleaved in one run.
 
-    python -m benchmarks.promises                    a table
+    python -m benchmarks.promises                    a table, on the embedded queue
+    python -m benchmarks.promises --rabbitmq         and one on RabbitMQ, whose driver does more for a job
     python -m benchmarks.promises --threads          and which thread of a worker used how much
 
-Every measurement is a process of its own that runs a backlog on the embedded queue: first the driver alone,
+Every measurement is a process of its own that runs a backlog: first the driver alone,
 which claims and acknowledges; then a worker without middleware; then the stack, piece by piece; at last the
 records, which are written before the clock stops. CPU time says more than the rate does while others use the
 machine.
@@ -21,7 +22,9 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter as Tally
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from callboard import ActorDecorator
 from callboard.brokers import open_driver
 from callboard.brokers.base import Broker
 from callboard.metrics import Metrics
+from callboard.servers import PrivateRabbitmq
 from callboard.store import open_store
 from callboard.store.base import Store
 from callboard.worker.garbage import look_for_garbage_less_often
@@ -76,15 +80,19 @@ class Measurement:
         step: Its name.
         folder: For the queue and the records.
         jobs: How many jobs are run.
+        broker_url: Where the queue is, if it isn't in the folder.
     """
 
-    def __init__(self, step: str, folder: Path, jobs: int) -> None:
+    def __init__(self, step: str, folder: Path, jobs: int, broker_url: str = "") -> None:
         self._step = step
         self._jobs = jobs
         store = open_store(f"file:{folder}")
         self._store = store if step == RECORDS else None
         self._broker = Broker(
-            open_driver(f"file:{folder}"), store=self._store, middleware=middleware_up_to(step, store)
+            open_driver(broker_url or f"file:{folder}"),
+            store=self._store,
+            middleware=middleware_up_to(step, store),
+            one_host=True,
         )
         self._done: list[None] = []
         done = self._done
@@ -174,10 +182,37 @@ def _thread_seconds() -> Tally[str]:
     return used
 
 
-def measure(step: str, jobs: int) -> dict[str, Any]:
+def measure_all(
+    rounds: int, jobs: int, node: PrivateRabbitmq | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Each step once a round, in turn."""
+    found: dict[str, list[dict[str, Any]]] = {step: [] for step, _ in STEPS}
+    for number in range(1, rounds + 1):
+        for step in found:
+            found[step].append(measure(step, jobs, node))
+        print(f"round {number} of {rounds}", file=sys.stderr)
+    return found
+
+
+def measure(step: str, jobs: int, node: PrivateRabbitmq | None = None) -> dict[str, Any]:
     """One step, in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="callboard-bench-") as folder:
-        command = [sys.executable, "-m", "benchmarks.promises", "--jobs", str(jobs), "--one", step, folder]
+    vhost = f"bench-{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory(prefix="callboard-bench-") as folder, ExitStack() as stack:
+        url = ""
+        if node is not None:
+            url = node.add_vhost(vhost)
+            stack.callback(node.delete_vhost, vhost)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.promises",
+            "--jobs",
+            str(jobs),
+            "--one",
+            step,
+            folder,
+            url,
+        ]
         found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         return found
 
@@ -214,21 +249,21 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="how often each step is measured")
     parser.add_argument("--jobs", type=int, default=20_000, help="how many jobs each takes")
+    parser.add_argument("--rabbitmq", action="store_true", help="measure on RabbitMQ, too")
     parser.add_argument("--threads", action="store_true", help="tell which threads use the CPU")
-    parser.add_argument("--one", nargs=2, metavar=("STEP", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("STEP", "FOLDER", "URL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        step, folder = options.one
-        print(json.dumps(Measurement(step, Path(folder), options.jobs).run()))
+        step, folder, url = options.one
+        print(json.dumps(Measurement(step, Path(folder), options.jobs, url).run()))
         return 0
-    found: dict[str, list[dict[str, Any]]] = {step: [] for step, _ in STEPS}
-    for number in range(1, options.rounds + 1):
-        for step in found:
-            found[step].append(measure(step, options.jobs))
-        print(f"round {number} of {options.rounds}", file=sys.stderr)
+    found = measure_all(options.rounds, options.jobs)
     print(table(found))
     if options.threads:
         print(f"\n{threads_table(found)}")
+    if options.rabbitmq:
+        with PrivateRabbitmq() as node:
+            print(f"\nOn RabbitMQ:\n\n{table(measure_all(options.rounds, options.jobs, node))}")
     return 0
 
 
