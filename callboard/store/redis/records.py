@@ -1,10 +1,10 @@
 """A record as Redis keeps it: MessagePack of
 
-    [order, state, updated_at, born, values, orders, story]
+    [order, state, updated_at, born, known, story]
 
-`values` are those of `callboard.store.merge.FIELDS`, false where nothing is known; `orders` says how new each is, -1
-where nothing is known. `born` is when the job was new: what "newest first" goes by. It never changes, so neither do
-the places of records among the pages of a search. `story` has a list of five for each of the newest lines.
+`known` has three for each field that somebody said: its position in `callboard.store.merge.FIELDS`, how new it is,
+and its value. `born` is when the job was new: what "newest first" goes by. It never changes, so neither do the places
+of records among the pages of a search. `story` has a list of five for each of the newest lines.
 
 Changes are merged by their orders (see `merge.py`): those of one batch here, with what was known before in
 `lua/write.lua`. As each field has its order, no history is kept.
@@ -23,7 +23,7 @@ from callboard.store.base import Event, Record
 from callboard.store.merge import FIELDS, KIND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from callboard.store.base import Change
 
@@ -34,9 +34,8 @@ BITS = 53
 
 # Lua makes whole numbers of those that are whole.
 _FLOATS = frozenset({"enqueued_at", "due_at", "expires_at", "started_at", "finished_at", "progress"})
-_UNKNOWN = (False,) * len(FIELDS)
-_NEVER = (-1,) * len(FIELDS)
 _ENQUEUED_AT = FIELDS.index("enqueued_at")
+_KINDS = len(KIND)  # which are the first
 
 _field_values: Callable[[Change], tuple[Any, ...]] = attrgetter(*FIELDS)
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,37 +59,31 @@ def pack_batch(changes: Sequence[Change]) -> list[bytes]:
 
 def _folded(changes: Sequence[Change]) -> tuple[Any, ...]:
     """The changes of one job, in the sequence they were recorded in, as a new record."""
-    newest = changes[-1]
-    if len(changes) == 1:
-        said = _said(newest)
-        values: Iterable[Any] = [False if value is None else value for value in said]
-        orders: Iterable[int] = [-1 if value is None else newest.order for value in said]
-    else:
-        values, orders = list(_UNKNOWN), list(_NEVER)
-        by_order = sorted(changes, key=attrgetter("order"))
-        newest = by_order[-1]
-        for change in by_order:
-            for position, value in enumerate(_said(change)):
-                if value is not None:
-                    values[position], orders[position] = value, change.order
-    born = values[_ENQUEUED_AT]  # type: ignore[index]
+    said: dict[int, tuple[int, Any]] = {}  # field -> how new, and its value
+    by_order = sorted(changes, key=attrgetter("order")) if len(changes) > 1 else changes
+    for change in by_order:
+        order = change.order
+        for field, value in enumerate(_field_values(change)):
+            if value is None or (field < _KINDS and not (value := _kind(value))):
+                continue
+            said[field] = (order, value)
+    newest = by_order[-1]
+    known: list[Any] = []
+    for field, (order, value) in said.items():
+        known += (field, order, value)
     return (
         newest.order,
         newest.state._value_,
         float(newest.at),
-        float(newest.at if born is False else born),
-        values,
-        orders,
+        float(said[_ENQUEUED_AT][1] if _ENQUEUED_AT in said else newest.at),
+        known,
         [_line(change) for change in changes if change.event is not None][-STORY_LENGTH:],
     )
 
 
-def _said(change: Change) -> Sequence[Any]:
-    """What a change sets, in the sequence of `FIELDS`."""
-    values = _field_values(change)
-    # A kind is never known to be empty; it is a part of a key, whose parts a line break divides.
-    kind = [(value and value.replace("\n", " ")) or None for value in values[: len(KIND)]]
-    return (*kind, *values[len(KIND) :])
+def _kind(name: str) -> str:
+    """The name of an actor, category or queue; '' says nothing. In a key, line breaks part one from the next."""
+    return name.replace("\n", " ")
 
 
 def _line(change: Change) -> tuple[Any, ...]:
@@ -99,12 +92,12 @@ def _line(change: Change) -> tuple[Any, ...]:
 
 def unpack(job_id: str, value: bytes, *, story: bool) -> Record:
     """A record, with its story if that is wanted."""
-    order, state, at, _, values, _, lines = _decode(value)
-    known: dict[str, Any] = {
-        name: float(value) if name in _FLOATS else value
-        for name, value in zip(FIELDS, values, strict=False)  # an older Callboard knew fewer
-        if value is not False
-    }
+    order, state, at, _, said, lines = _decode(value)
+    known: dict[str, Any] = {}
+    for field, known_value in zip(said[::3], said[2::3], strict=True):
+        if field < len(FIELDS):  # a newer Callboard knows more
+            name = FIELDS[field]
+            known[name] = float(known_value) if name in _FLOATS else known_value
     if "tags" in known:
         known["tags"] = tuple(known["tags"])
     record = Record(job_id=job_id, order=order, state=State(state), updated_at=float(at), **known)

@@ -7,7 +7,7 @@ local gone = 0
 for number = 1, #found, 2 do
   local job = found[number]
   local record = cmsgpack.unpack(call('HGET', RECORDS, job))
-  if (record[VALUES][FINISHED] or record[AT]) < before then
+  if (value(record, FINISHED) or record[AT]) < before then
     remove(record, job)
     gone = gone + 1
   end

@@ -30,12 +30,23 @@ local function tell(story, lines)
 end
 
 local function merge(record, said)
-  local values, orders = record[VALUES], record[ORDERS]
-  for field, order in ipairs(said[ORDERS]) do
-    if order >= 0 and order >= (orders[field] or -1) then
-      values[field], orders[field] = said[VALUES][field], order
-    elseif values[field] == nil then
-      values[field], orders[field] = false, -1
+  local known = record[KNOWN]
+  local places = {}
+  for place = 1, #known, 3 do
+    places[known[place]] = place
+  end
+  local news = said[KNOWN]
+  for place = 1, #news, 3 do
+    local field, order = news[place], news[place + 1]
+    local there = places[field]
+    if not there then
+      there = #known + 1
+      known[there] = field
+    elseif order < known[there + 1] then
+      there = nil
+    end
+    if there then
+      known[there + 1], known[there + 2] = order, news[place + 2]
     end
   end
   if said[ORDER] >= record[ORDER] then
@@ -53,10 +64,11 @@ for number = 2, #ARGV, 2 do
   if was then
     local record = cmsgpack.unpack(was)
     local before = partition(record)
-    if said[ORDERS][TAGS] >= 0 then
+    local tags, print = find(said[KNOWN], TAGS), find(said[KNOWN], FINGERPRINT)
+    if tags then
       untag(record, id)
     end
-    if said[ORDERS][FINGERPRINT] >= 0 then
+    if print then
       unfingerprint(record, id)
     end
     merge(record, said)
@@ -66,14 +78,13 @@ for number = 2, #ARGV, 2 do
       leave(before, id)
       enter(after, record[BORN], id)
     end
-    if said[ORDERS][TAGS] >= 0 then
+    if tags then
       tag(record, id)
     end
-    if said[ORDERS][FINGERPRINT] >= 0 then
+    if print then
       fingerprint(record, id)
     end
   else
-    said[STORY] = tell({}, said[STORY])
     call('HSET', RECORDS, id, packed)
     enter(partition(said), said[BORN], id)
     tag(said, id)
