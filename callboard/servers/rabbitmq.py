@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 SCRIPTS = "/usr/lib/rabbitmq/bin"
 CTL_TIMEOUT = 60.0
 
+# What a queue of the delay ladder was just passing on when the node was killed it passes on once more after this
+# time. Three minutes, if it isn't set.
+_ADVANCED = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}].\n"
+
 
 class PrivateRabbitmq(PrivateServer):
     """A RabbitMQ node from Debian's `rabbitmq-server`; it starts in about six seconds.
@@ -189,6 +193,8 @@ class PrivateRabbitmq(PrivateServer):
             settings |= {"management.tcp.ip": HOST, "management.tcp.port": str(self.management_port)}
         lines = [f"{key} = {value}\n" for key, value in settings.items()]
         (self.folder / "rabbitmq.conf").write_text("".join(lines))
+        if not (advanced := self.folder / "advanced.config").exists():
+            advanced.write_text(_ADVANCED)
         (self.folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         if self._peer is None and (self._epmd is None or self._epmd.poll() is not None):
             epmd = [self._epmd_program, "-port", str(self._epmd_port), "-address", HOST]
