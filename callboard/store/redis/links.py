@@ -73,6 +73,7 @@ class Links:
             self._note_away(str(error), link.pause())
             raise StoreUnavailable(f"{self._name} can't be reached: {error}") from error
         except Refused as error:
+            self._away = ""  # it answers
             raise StoreUnavailable(f"{self._name} can't be used: {error}") from error
         finally:
             self._give(link)
