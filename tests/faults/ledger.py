@@ -51,17 +51,17 @@ class Ledger:
     def runs(self) -> dict[str, list[Run]]:
         """The runs of each job. A killed process's run ends with it."""
         runs: dict[str, list[Run]] = defaultdict(list)
-        open_runs: dict[tuple[str, int], float] = {}
+        open_runs: dict[tuple[str, int], list[float]] = defaultdict(list)  # more than one, if at once
         path = self.folder / "runs"
         for line in path.read_text().splitlines() if path.exists() else ():
             event, job_id, process, moment, _attempt = line.split()
             pid = int(process)
             if event == "start":
-                open_runs[job_id, pid] = float(moment)
+                open_runs[job_id, pid].append(float(moment))
             else:
-                runs[job_id].append((open_runs.pop((job_id, pid)), float(moment), pid))
-        for (job_id, pid), start in open_runs.items():
-            runs[job_id].append((start, self.killed.get(pid, float("inf")), pid))
+                runs[job_id].append((open_runs[job_id, pid].pop(0), float(moment), pid))
+        for (job_id, pid), starts in open_runs.items():
+            runs[job_id] += [(start, self.killed.get(pid, float("inf")), pid) for start in starts]
         return runs
 
     def lost(self) -> set[str]:

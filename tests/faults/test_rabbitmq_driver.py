@@ -18,6 +18,7 @@ from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, 
 from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.errors import BrokerUnavailable
 from callboard.servers import PrivateRabbitmq
+from callboard.servers.proxy import FaultProxy
 
 PATIENCE = 30.0
 
@@ -431,3 +432,27 @@ def test_a_forked_child_opens_its_own_connection_and_leaves_the_parents_alone(
     eventually(lambda: ready(driver) == 401)
     vhost = urlsplit(amqp_url).path[1:]
     eventually(lambda: vhost not in rabbitmq.ctl("list_connections", "vhost").replace(vhost, "", 1))
+
+
+# -- the network
+
+
+def test_what_is_given_to_another_is_not_started_from_a_half_open_connection(
+    open_driver: Open, amqp_url: str, rabbitmq: PrivateRabbitmq
+) -> None:
+    """The server takes our silence for our end and gives our messages to others. We haven't heard of that, but of
+    nothing else, either: by then we hold none of them, fetched or not."""
+    with FaultProxy(rabbitmq.port) as proxy:
+        driver = open_driver(f"{proxy.url(amqp_url)}?heartbeat=4")
+        driver.put([message(n) for n in range(10)], deadline=10.0)
+        cut_off = intake(driver, "mail.high")
+        held = take(cut_off, 3)
+        other = intake(open_driver(amqp_url), "mail.high")
+        proxy.half_open()
+        proxy.refuse()  # nor does it get another connection
+        given = take(other, 1)
+        assert not any(cut_off.holds(delivery) for delivery in held)
+        unfetched = cut_off.fetch(10, 0)
+        assert not any(cut_off.holds(delivery) for delivery in unfetched)
+        given += take(other, 9)
+        assert sorted(numbers(given)) == list(range(10))
