@@ -44,10 +44,11 @@ Object = dict[str, Any]
 
 
 def run(program: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> str:
-    """What a tool prints. One that isn't installed skips the test, and fails it where `CI` is set."""
+    """What a tool prints. One that isn't installed skips the test, and fails it where `CI` is set and
+    `make test` could have installed it. (kubectl it can't: Debian's is too old for today's kustomizations.)"""
     found = shutil.which(program, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
     if found is None:
-        if os.environ.get("CI"):
+        if os.environ.get("CI") and program != "kubectl":
             pytest.fail(f"{program} isn't installed, and deploy/ must not go unchecked", pytrace=False)
         pytest.skip(f"{program} isn't installed")
     done = subprocess.run(
