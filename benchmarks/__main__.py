@@ -34,7 +34,7 @@ MEASUREMENTS: Mapping[str, Measure | Command] = {
     "growth": growth.measure,
     "mixed": mixed.measure,
     "promises": Command("benchmarks.promises", ("--rabbitmq",), ("--rabbitmq", "--jobs", "3000"), table=1),
-    "microseconds": Command("benchmarks.microseconds", quick=("--jobs", "5000"), rounds=False),
+    "microseconds": Command("benchmarks.microseconds", quick=("--jobs", "3000"), rounds=False),
 }
 
 

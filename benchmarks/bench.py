@@ -19,7 +19,7 @@ S = TypeVar("S", bound=System)
 
 SERVERS: dict[str, Callable[[], PrivateServer]] = {
     "rabbitmq": PrivateRabbitmq,
-    "redis": lambda: PrivateRedis(append_only=True),  # fsynced once a second
+    "redis": lambda: PrivateRedis(append_only=True, options={"databases": "100"}),  # fsynced once a second
 }
 
 PATIENCE = 120.0
