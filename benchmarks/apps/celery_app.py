@@ -6,20 +6,20 @@ import os
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue  # type: ignore[attr-defined]
+from kombu import Exchange, Queue
 
 from benchmarks import job as measured
 
 
 def _app() -> Celery:
     app = Celery("bench", broker=os.environ["BENCH_SERVER_URL"])
-    exchange = Exchange("bench", type="topic")  # type: ignore[no-untyped-call]  # its delays in the broker need one of this type
+    exchange = Exchange("bench", type="topic")  # its delays in the broker need one of this type
     names = ["bench", *(f"bench{number}" for number in range(1, int(os.environ.get("BENCH_QUEUES", "1"))))]
     app.conf.update(
         task_default_queue="bench",
         task_default_queue_type="quorum",
         task_queues=[
-            Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})  # type: ignore[no-untyped-call]
+            Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
             for name in names
         ],
         task_acks_late=True,

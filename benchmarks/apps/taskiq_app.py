@@ -12,7 +12,7 @@ from benchmarks import job as measured
 broker = AioPikaBroker(os.environ["BENCH_SERVER_URL"], qos=200)
 
 
-@broker.task(task_name="bench")
+@broker.task(task_name="bench")  # type: ignore[untyped-decorator]
 async def bench(job: dict[str, Any]) -> None:
     """Count."""
     measured.run(job)
