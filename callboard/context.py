@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
-from callboard.errors import CallboardError
+from callboard.errors import CallboardError, CheckpointTooLarge
 from callboard.loggers import get_logger
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ T = TypeVar("T")
 
 #: Seconds between two reports of progress; what a job says between is replaced by what it says next.
 _REPORT_SECONDS = 0.2
+
+
+#: A checkpoint is a place to go on from, and no data: it is written whole, each time, to a store that all share.
+MAX_CHECKPOINT_BYTES = 1_048_576
 
 
 class Cancelled(Interrupt):
@@ -125,13 +129,20 @@ class Run:
             raise Cancelled
 
     def checkpoint(self, state: Any) -> None:
-        """Keep a state, as JSON, for the next run of this job: after a crash, a deploy or a retry.
+        """Keep a state, as JSON of up to 1 MiB, for the next run of this job: after a crash, a deploy or a retry.
+
+        It replaces what was kept before, and goes when the job succeeds or is cancelled. One that fails for good
+        keeps it for 30 days, so that a replay resumes, too.
 
         Raises:
             TypeError: If it is no JSON.
+            CheckpointTooLarge: If it is over 1 MiB.
             StoreUnavailable: If it couldn't be kept.
         """
-        self._reporter.save_checkpoint(self.id, msgspec.json.encode(state))
+        data = msgspec.json.encode(state)
+        if len(data) > MAX_CHECKPOINT_BYTES:
+            raise CheckpointTooLarge(actor=self.actor, size=len(data), limit=MAX_CHECKPOINT_BYTES)
+        self._reporter.save_checkpoint(self.id, data)
 
     def last_checkpoint(self) -> Any:
         """What an earlier run of this job kept, or None.

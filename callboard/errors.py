@@ -79,6 +79,16 @@ class InvalidPayload(SendError, ValueError):
     """The arguments don't fit the actor. Nothing was queued."""
 
 
+class CheckpointTooLarge(CallboardError, ValueError):
+    """A job's checkpoint is over the size limit. What it kept before is still kept."""
+
+    def __init__(self, *, actor: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"a checkpoint of '{actor}' has {size:,} bytes, over the limit of {limit:,}; "
+            "put the data into storage and keep its key instead"
+        )
+
+
 class PayloadTooLarge(InvalidPayload):
     """The message is over the size limit. Nothing was queued."""
 

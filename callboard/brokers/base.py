@@ -27,13 +27,14 @@ from dramatiq.errors import QueueJoinTimeout
 from callboard.brokers.consumer import Consumer
 from callboard.brokers.receiving import Receiving
 from callboard.brokers.sending import Sending
+from callboard.brokers.settling import checkpoint_key
 from callboard.brokers.takeover import give_back_unstarted, take_over
 from callboard.context import Run
 from callboard.errors import StoreUnavailable
 from callboard.states import State
 from callboard.store.base import Change
 
-_CHECKPOINT_TTL = timedelta(days=30)
+_CHECKPOINT_SECONDS = timedelta(days=30).total_seconds()
 
 
 class Broker(Sending, Receiving):
@@ -102,11 +103,15 @@ class Broker(Sending, Receiving):
         """Keep a run's state for the next run."""
         if self.store is None:
             raise StoreUnavailable("checkpoints need a store, and this broker has none")
-        self.store.put_result(f"checkpoint:{job_id}", state, ttl=_CHECKPOINT_TTL.total_seconds())
+        self.store.put_result(checkpoint_key(job_id), state, ttl=_CHECKPOINT_SECONDS)
+        self.with_checkpoint.add(job_id)
 
     def load_checkpoint(self, job_id: str) -> bytes | None:
         """The state that an earlier run kept."""
-        return self.store.get_result(f"checkpoint:{job_id}") if self.store is not None else None
+        state = self.store.get_result(checkpoint_key(job_id)) if self.store is not None else None
+        if state is not None:
+            self.with_checkpoint.add(job_id)
+        return state
 
     # -- the rest of Dramatiq's interface ------------------------------------------------------------------
 

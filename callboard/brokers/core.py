@@ -69,6 +69,7 @@ class Core(dramatiq.Broker):
         self._park_deadline = park_deadline
         self._signer = signer
         self.running: dict[int, ClaimedMessage] = {}  # thread -> what it runs
+        self.with_checkpoint: set[str] = set()  # ids of jobs that run here, and have one in the store
         self._hooks: dict[str | tuple[str, str], list[Callable[..., Any]]] = {}
         self._known_options: frozenset[str] = frozenset()
         super().__init__(middleware=list(middleware))

@@ -35,6 +35,11 @@ MAX_HOOK_FAILURES = 20
 _HOOK_FIRST, _HOOK_LAST = 1.0, 60.0
 
 
+def checkpoint_key(job_id: str) -> str:
+    """Where the store keeps what a job's runs pass on to the next one."""
+    return f"checkpoint:{job_id}"
+
+
 class Settling(Hooks):
     """Ends claims."""
 
@@ -63,6 +68,8 @@ class Settling(Hooks):
         elif isinstance(disposition, GiveBack):
             intake.give_back([delivery])
         message.settled = True
+        if self.with_checkpoint:
+            self._forget_checkpoint(message)
         if disposition is DONE and message.extras.unique is None:
             return
         if isinstance(message.disposition, Finish | Die):
@@ -157,6 +164,17 @@ class Settling(Hooks):
                 wait = min(5.0, wait * 2)
             else:
                 return True
+
+    def _forget_checkpoint(self, message: ClaimedMessage) -> None:
+        """Remove the checkpoint of a job that has ended. A dead one keeps its own: it may be replayed."""
+        if message.message_id not in self.with_checkpoint:
+            return
+        self.with_checkpoint.discard(message.message_id)
+        if isinstance(message.disposition, Finish) and self.store is not None:
+            try:
+                self.store.remove_result(checkpoint_key(message.message_id))
+            except StoreUnavailable as error:
+                log.warning("checkpoint not removed", job_id=message.message_id, error=str(error))
 
     def _let_go(self, message: ClaimedMessage) -> None:
         """A job has ended: free its unique key, and forget that it was to be cancelled."""

@@ -358,6 +358,10 @@ class Store(ABC):
     def get_result(self, key: str) -> bytes | None:
         """A result, or None if there is none (any more)."""
 
+    @abstractmethod
+    def remove_result(self, key: str) -> None:
+        """Forget a result, if there is one."""
+
     # -- life --------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -951,6 +951,38 @@ def test_a_job_that_is_interrupted_goes_back_uncounted(rig: Rig) -> None:
     assert envelope.decode_headers(delivery.headers).attempt == 0
 
 
+def test_a_retry_resumes_from_the_checkpoint_which_goes_when_the_job_ends(rig: Rig) -> None:
+    found: list[Any] = []
+
+    @rig.actor(retries=RetryPolicy(base=timedelta(milliseconds=1), jitter=False))
+    def import_rows() -> None:
+        job = current_job()
+        found.append(job.last_checkpoint())
+        if job.attempt < 3:
+            job.checkpoint({"row": job.attempt})
+            raise ConnectionError("in the middle")
+
+    sent = import_rows.send()
+    rig.start(threads=1)
+    rig.reaches(sent, State.SUCCEEDED)
+    rig.finish()
+    assert found == [None, {"row": 1}, {"row": 2}]
+    assert rig.broker.load_checkpoint(sent.message_id) is None
+
+
+def test_a_dead_letter_keeps_its_checkpoint_for_a_replay(rig: Rig) -> None:
+    @rig.actor(retries=0)
+    def import_rows() -> None:
+        current_job().checkpoint({"row": 7})
+        raise ValueError("bad row")
+
+    sent = import_rows.send()
+    rig.start(threads=1)
+    rig.reaches(sent, State.DEAD)
+    rig.stop()
+    assert rig.broker.load_checkpoint(sent.message_id) == b'{"row":7}'
+
+
 def test_a_worker_can_be_started_again(rig: Rig, note: Any) -> None:
     for text in ("one", "two"):
         rig.start()

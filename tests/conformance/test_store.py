@@ -783,6 +783,15 @@ def test_a_result_is_kept_for_its_time(store: Store, clock: Clock) -> None:
     assert store.get_result("r") is None
 
 
+def test_a_result_can_be_removed(store: Store) -> None:
+    store.put_result("r", b"one", ttl=10)
+    store.put_result("other", b"two", ttl=10)
+    store.remove_result("r")
+    store.remove_result("none")
+    assert store.get_result("r") is None
+    assert store.get_result("other") == b"two"
+
+
 def test_what_has_expired_is_swept_away_and_what_lives_stays(store: Store, clock: Clock) -> None:
     store.put_result("short", b"1", ttl=10)
     store.put_result("long", b"2", ttl=1000)

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 import pytest
 from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
-from callboard.context import Cancelled, NoCurrentJob, Run, current_job, enter_run
+from callboard.context import (
+    MAX_CHECKPOINT_BYTES,
+    Cancelled,
+    NoCurrentJob,
+    Run,
+    current_job,
+    enter_run,
+)
+from callboard.errors import CheckpointTooLarge
 
 
 class Reports:
@@ -70,6 +78,13 @@ def test_a_checkpoint_is_there_for_the_next_run(run: Run, reports: Reports) -> N
     run.checkpoint({"row": 7})
     following = Run(job_id="job-1", actor="work", queue="jobs.medium", attempt=2, reporter=reports)
     assert following.last_checkpoint() == {"row": 7}
+
+
+def test_a_checkpoint_that_is_too_large_is_refused_and_the_last_one_stays(run: Run) -> None:
+    run.checkpoint("x" * (MAX_CHECKPOINT_BYTES - 2))
+    with pytest.raises(CheckpointTooLarge, match="checkpoint of 'work' has 1,048,577 bytes, over the limit"):
+        run.checkpoint("y" * (MAX_CHECKPOINT_BYTES - 1))
+    assert set(run.last_checkpoint()) == {"x"}
 
 
 def test_a_job_can_end_itself_when_it_was_cancelled(run: Run, reports: Reports) -> None:

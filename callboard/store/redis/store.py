@@ -246,6 +246,9 @@ class RedisStore(Store):
         found: bytes | None = self._run("value", [self._now, "result", key])
         return found
 
+    def remove_result(self, key: str) -> None:
+        self._ask("DEL", f"{self._base}result:{key}")
+
     # -- life ------------------------------------------------------------------------------------------
 
     def close(self) -> None:

@@ -309,6 +309,10 @@ class SQLiteStore(Store):
         found = self._living("SELECT value FROM results", key)
         return bytes(found) if found is not None else None
 
+    def remove_result(self, key: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM results WHERE key = ?", (key,))
+
     # -- life ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
