@@ -118,6 +118,28 @@ class JobActor(dramatiq.Actor[P, R]):
         object.__setattr__(message, "message_timestamp", self._now_ms())
         return message
 
+    def send_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        **options: Any,
+    ) -> Message[R]:
+        """Dramatiq's way to send with options.
+
+        With `scheduled_at` alone, on an actor that has a schedule, as periodiq calls it, it sends the job of the tick
+        at or before that moment, unless that is sent: however often this is called, by any number of processes.
+
+        Raises:
+            ValueError: `scheduled_at` is no moment with a time zone.
+            SendError: See `send`.
+        """
+        moment = options.get("scheduled_at")
+        if args or kwargs or delay or moment is None or not isinstance(self.options.get("periodic"), Cron):
+            return super().send_with_options(args=args, kwargs=kwargs, delay=delay, **options)
+        return self.broker.send_tick(self, datetime.fromisoformat(moment))
+
     def message(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
         """A checked message that isn't sent yet, for pipelines and groups.
 

@@ -1,9 +1,7 @@
 """Turns the ticks of schedules into jobs.
 
-A tick is a moment at which a schedule is due. Each makes one job, whose id is the tick's,
-`<actor>:<seconds since the epoch>`, however many schedulers run: a scheduler claims the tick in the store
-before it sends, and marks it when the job is safe. A claim is short, so that a scheduler which dies in between
-leaves the tick to the others; if it died just before the mark, the job is there twice, under one id.
+A tick is a moment at which a schedule is due. Each makes one job, however many schedulers run; see
+`callboard.brokers.ticks`.
 """
 
 from __future__ import annotations
@@ -11,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from callboard.actor import JobActor
 from callboard.brokers.base import Broker
+from callboard.brokers.ticks import tick_id
 from callboard.cron import Cron
 from callboard.errors import CallboardError, FateUnknown, SendError, StoreUnavailable
 from callboard.loggers import get_logger
@@ -26,10 +25,8 @@ from callboard.store.base import Store
 
 log = get_logger(__name__)
 
-#: How long a tick belongs to the scheduler that sends it, and how long it counts as sent. In seconds.
-_SENDING, _SENT = 30.0, 7 * 86_400.0
 #: A tick that can't be sent or is in another scheduler's hands is looked at again after so many seconds,
-_AGAIN = 5.0
+_AGAIN = 1.0
 #: and given up, with a line in the log, when it is so old.
 _TOO_LATE = 300.0
 #: The longest sleep: clocks may be set meanwhile.
@@ -53,6 +50,7 @@ class Scheduler:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._ticks = broker.ticks()
         self._me = f"scheduler:{worker_name()}"
         now = datetime.fromtimestamp(broker.clock(), UTC)
         self._schedules = [
@@ -100,18 +98,13 @@ class Scheduler:
 
     def _tick(self, schedule: _Schedule, job_id: str) -> str:
         """Make one tick's job: 'sent', 'taken' by another scheduler, or 'again' later."""
-        store = self._broker.store
-        if store is None:
-            log.error("schedules need a store, and this broker has none")
-            return "taken"
         try:
-            owner = store.claim_key(f"tick:{job_id}", self._me, ttl=_SENDING)
-            if store.key_owner(f"ticked:{job_id}") is not None:
-                return "taken"
-            if owner != self._me:
-                return "again"  # in another's hands: if that one dies, the tick is ours
-            self._send(schedule, job_id)
-            store.claim_key(f"ticked:{job_id}", self._me, ttl=_SENT)
+            with self._ticks.held(schedule.actor) as mine:
+                if self._ticks.is_done(job_id):
+                    return "taken"
+                if not mine:
+                    return "again"  # in another's hands: if that one dies, the tick is ours
+                self._ticks.send(schedule.actor, schedule.due)
         except FateUnknown as error:
             # It may be queued. Sending it again could run it twice; not sending it, not at all: the id is the same.
             log.warning("tick sent once more: its fate is unknown", job_id=job_id, error=str(error))
@@ -125,11 +118,6 @@ class Scheduler:
         log.info("tick sent", job_id=job_id)
         return "sent"
 
-    def _send(self, schedule: _Schedule, job_id: str) -> None:
-        message = schedule.actor.using(job_id=job_id).message()
-        extras = {**message.options["callboard"], "tick": schedule.due.timestamp()}
-        self._broker.enqueue(replace(message, options={**message.options, "callboard": extras}))
-
 
 def scheduled_actors(broker: Broker) -> Iterator[tuple[JobActor[..., Any], Cron]]:
     """The actors that start by themselves, with their schedules."""
@@ -137,11 +125,6 @@ def scheduled_actors(broker: Broker) -> Iterator[tuple[JobActor[..., Any], Cron]
         schedule = actor.options.get("periodic")
         if isinstance(actor, JobActor) and isinstance(schedule, Cron):
             yield actor, schedule
-
-
-def tick_id(actor: JobActor[..., Any], tick: datetime) -> str:
-    """The id of a tick's job."""
-    return f"{actor.actor_name}:{round(tick.timestamp())}"
 
 
 def run_scheduler(broker: Broker, stop: threading.Event) -> None:

@@ -18,8 +18,8 @@ consumer, and holds under both workers.
 from __future__ import annotations
 
 import time
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq.errors import QueueJoinTimeout
@@ -29,10 +29,16 @@ from callboard.brokers.receiving import Receiving
 from callboard.brokers.sending import Sending
 from callboard.brokers.settling import checkpoint_key
 from callboard.brokers.takeover import give_back_unstarted, take_over
+from callboard.brokers.ticks import Ticks
 from callboard.context import Run
 from callboard.errors import StoreUnavailable
 from callboard.states import State
 from callboard.store.base import Change
+
+if TYPE_CHECKING:
+    from dramatiq import Message
+
+    from callboard.actor import JobActor
 
 _CHECKPOINT_SECONDS = timedelta(days=30).total_seconds()
 
@@ -74,6 +80,16 @@ class Broker(Sending, Receiving):
         """What Dramatiq's own worker reads a queue with."""
         intake = self.open_intake([queue_name], budget=prefetch)
         return Consumer(self, intake, queue=queue_name, prefetch=prefetch, timeout=timeout / 1000)
+
+    # -- schedules -------------------------------------------------------------------------------------------
+
+    def ticks(self) -> Ticks:
+        """What serves the ticks of this broker's schedules; each thread needs its own."""
+        return Ticks(self, deadline=self._send_deadline)
+
+    def send_tick(self, actor: JobActor[..., Any], moment: datetime) -> Message[Any]:
+        """Send the job of a schedule's tick at or before a moment, unless it is sent; see `Ticks.serve`."""
+        return self.ticks().serve(actor, moment)
 
     # -- what a run reports (see `callboard.context.Reporter`) -----------------------------------------------
 

@@ -6,12 +6,15 @@ ended, or waits for its next attempt. The records tell, for what a claim came to
 safe. Such a copy goes, and the job doesn't run again for it. Where nothing is known, it runs: at least once.
 
 Drivers whose claims are leases let go of one message and put the next in one step, and have no such copies.
+
+Of a tick there may be copies on every driver; see `callboard.brokers.ticks`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from callboard.brokers import ticks
 from callboard.states import State, order
 
 if TYPE_CHECKING:
@@ -23,7 +26,12 @@ _SAME_MOMENT = 0.002  # seconds; a message's time is in whole milliseconds
 
 
 def may_be_copy(message: ClaimedMessage) -> bool:
-    """Whether to look at the records: it was delivered before, or isn't the job's first message."""
+    """Whether to look closer: it was delivered before, isn't the job's first message, or is of a tick, which several
+    schedulers may have sent."""
+    return _has_come_before(message) or message.extras.tick is not None
+
+
+def _has_come_before(message: ClaimedMessage) -> bool:
     return message.delivery.redelivered or bool(message.headers.hop)
 
 
@@ -33,7 +41,11 @@ def is_overtaken(broker: Core, message: ClaimedMessage) -> bool:
     Raises:
         StoreUnavailable
     """
-    if broker.store is None or broker.driver.claims_are_leases:
+    if broker.store is None:
+        return False
+    if message.extras.tick is not None and ticks.is_taken(broker.store, message):
+        return True
+    if broker.driver.claims_are_leases or not _has_come_before(message):
         return False
     if broker.recorder is not None and message.delivery.redelivered:
         broker.recorder.flush(_WRITTEN)  # the run that went before may have been in this process

@@ -81,11 +81,9 @@ def test_each_tick_makes_one_job_whose_id_is_the_ticks(
 
 
 def test_several_schedulers_make_no_more(
-    scheduler: Callable[[], Scheduler], clock: Clock, driver: StubDriver, monkeypatch: pytest.MonkeyPatch
+    scheduler: Callable[[], Scheduler], clock: Clock, driver: StubDriver
 ) -> None:
     schedulers = [scheduler() for _ in range(3)]
-    for number, one in enumerate(schedulers):
-        monkeypatch.setattr(one, "_me", f"scheduler:{number}")
     for minute in range(1, 121):
         clock.now = NOON + 60 * minute
         for one in schedulers[minute % 3 :] + schedulers[: minute % 3]:
@@ -110,18 +108,17 @@ def test_the_job_carries_its_tick_and_its_defaults(
 def test_a_scheduler_that_dies_over_a_tick_leaves_it_to_the_others(
     scheduler: Callable[[], Scheduler], clock: Clock, driver: StubDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dying, other = scheduler(), scheduler()
-    monkeypatch.setattr(dying, "_me", "scheduler:dying")
-    store = dying._broker.store
+    other = scheduler()
+    store = other._broker.store
     assert store is not None
     now = [0.0]
     monkeypatch.setattr(store, "_clock", lambda: now[0])
     clock.now = NOON + 600
-    store.claim_key(f"tick:sweep:{NOON + 600:.0f}", "scheduler:dying", ttl=30)
+    store.claim_key("schedule:sweep", "elsewhere:7:dead", ttl=15)
 
     assert other.serve() == []  # it is in the other's hands
-    now[0] += 31  # which never come back
-    clock.now += 31
+    now[0] += 16  # which never come back
+    clock.now += 16
     assert other.serve() == [f"sweep:{NOON + 600:.0f}"]
 
 
