@@ -20,7 +20,7 @@ from typing import Any
 import dramatiq
 
 from callboard.brokers import open_driver
-from callboard.brokers.driver import QueueCounts
+from callboard.brokers.driver import Driver, QueueCounts
 from callboard.store import open_store
 from callboard.store.base import Store
 
@@ -35,7 +35,7 @@ from callboard.store import open_store
 from middleware import stack
 
 store = open_store("file:var")
-broker = Broker(open_driver("file:var"), store=store, middleware=stack(store))
+broker = Broker(open_driver({url!r}), store=store, middleware=stack(store), one_host=True)
 actor = ActorDecorator(broker)
 """
 
@@ -131,13 +131,19 @@ except CallboardError as error:
 
 @dataclass
 class App:
-    """An application in a folder: jobs that hold, end, die and tell their version."""
+    """An application in a folder: jobs that hold, end, die and tell their version.
+
+    Attributes:
+        folder: Where it is.
+        url: Of the broker; by default, messages wait in the folder.
+    """
 
     folder: Path
+    url: str = "file:var"
     workers: list[SupervisedWorker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.write("broker.py", _BROKER)
+        self.write("broker.py", _BROKER.format(url=self.url))
         self.write("actors/__init__.py", "")
         self.write("actors/jobs.py", _ACTORS)
 
@@ -151,9 +157,13 @@ class App:
         self.workers.append(worker)
         return worker
 
+    def open_driver(self) -> Driver:
+        """One more driver on the same messages."""
+        return open_driver(self.url, folder=self.folder)
+
     def send(self, actor: str, *, priority: str = "medium", **payload: Any) -> str:
         """Queue a job; returns its id."""
-        driver = open_driver(f"file:{self.folder / 'var'}")
+        driver = self.open_driver()
         try:
             return _send(driver, actor, priority, payload)
         finally:
@@ -174,7 +184,7 @@ class App:
         return open_store(f"file:{self.folder / 'var'}")
 
     def counts(self, queue: str = "jobs.medium") -> QueueCounts:
-        driver = open_driver(f"file:{self.folder / 'var'}")
+        driver = self.open_driver()
         try:
             return driver.counts([queue])[queue]
         finally:
@@ -289,8 +299,8 @@ def until(holds: Callable[[], Any], patience: float = PATIENCE) -> Any:
     return found
 
 
-def app_in(folder: Path) -> Iterator[App]:
+def app_in(folder: Path, url: str = "file:var") -> Iterator[App]:
     """For a fixture."""
-    app = App(folder)
+    app = App(folder, url)
     yield app
     app.close()
