@@ -12,7 +12,7 @@ import threading
 
 import redis.exceptions
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.redis.link import Link
 from callboard.redis.outage import unreachable
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import redis.exceptions
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.redis.address import Address, Connection
 from callboard.redis.health import Health
 from callboard.redis.outage import Refused, refused, unreachable

@@ -16,7 +16,7 @@ import select
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.brokers.file.schema import FIRST_WORKER, MAX_WORKERS
 
 _MASK = (

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from callboard.brokers import forks
+from callboard import forks
 
 _TRIES = 2  # before we queue up: most waits are over by then
 _PAUSE = 0.00005  # seconds between them

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.brokers.file import bells
 from callboard.brokers.file.locks import TurnLock
 from callboard.brokers.file.schema import LOG_PAGES, PAGE, connect, explain, make_folder, read_identity

@@ -22,7 +22,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ConnectionWrongStateError
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.outage import explain, is_refusal
 from callboard.brokers.rabbitmq.script import Performance, Script

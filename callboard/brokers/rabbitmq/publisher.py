@@ -24,7 +24,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.brokers.driver import Outgoing, PutError
 from callboard.brokers.rabbitmq import frames
 from callboard.brokers.rabbitmq.address import Address

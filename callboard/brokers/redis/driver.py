@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.brokers.driver import (
     Decide,
     Driver,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.redis.messages import unpack_delivery
 from callboard.errors import BrokerUnavailable

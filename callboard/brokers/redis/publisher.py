@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.brokers.driver import Outgoing, PutError
 from callboard.brokers.redis.messages import due_of, pack
 from callboard.errors import BrokerUnavailable

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from callboard.brokers import forks
+from callboard import forks
 from callboard.errors import StoreUnavailable
 from callboard.redis.link import Link
 from callboard.redis.outage import Refused, Unreachable
