@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +22,9 @@ from callboard.states import State
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+#: How many ticks of each schedule are remembered.
+TICKS_KEPT = 500
 
 
 class Change(msgspec.Struct, kw_only=True, gc=False):
@@ -173,6 +177,43 @@ class AuditEntry:
     target: str
     count: int = 1
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ScheduleState:
+    """What is known of a schedule. `until` is None before a scheduler has served it."""
+
+    name: str  # its actor's
+    spec: str = ""  # when it is due, as it was declared when it was last begun
+    until: float | None = None  # every tick up to this moment is dealt with
+    paused_at: float | None = None
+    paused_by: str = ""
+
+
+class Fate(StrEnum):
+    """What becomes of a tick."""
+
+    ON_TIME = "on time"
+    CAUGHT_UP = "caught up"  # sent later, by the schedule's misfire policy
+    MISSED = "missed"  # nobody served it in time, and by the policy it isn't made up for
+    OVERLAP = "overlap"  # skipped: the job of the tick before hadn't ended
+    PAUSED = "paused"  # skipped: the schedule was paused
+    FAILED = "failed"  # its job can't be sent, ever
+    RUN_NOW = "run now"  # no tick, but somebody's wish
+
+
+class Tick(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What became of a tick of a schedule, or of several in a row that had the same fate."""
+
+    schedule: str
+    due: float  # of several, the last one's
+    fate: Fate
+    at: float  # when that was decided
+    by: str = ""  # who did
+    job_id: str = ""  # the job that was sent
+    reason: str = ""
+    first: float | None = None  # of several, when the first was due
+    count: int = 1
 
 
 class ControlBell(ABC):
@@ -347,6 +388,35 @@ class Store(ABC):
     @abstractmethod
     def audit_log(self, *, limit: int = 100, before: float | None = None) -> list[AuditEntry]:
         """The newest entries first."""
+
+    # -- schedules ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin_schedule(self, name: str, *, spec: str, until: float) -> None:
+        """From now on the ticks of a schedule count that are later than `until`. It stays paused if it is."""
+
+    @abstractmethod
+    def pause_schedule(self, name: str, *, at: float | None, by: str = "") -> None:
+        """Pause a schedule, at a moment; None: go on."""
+
+    @abstractmethod
+    def schedules(self) -> dict[str, ScheduleState]:
+        """What is known of all schedules, by name."""
+
+    @abstractmethod
+    def add_tick(self, tick: Tick, *, until: float | None = None) -> bool:
+        """Write down what became of a tick. False, and it stays as it is, if that is known; durable otherwise.
+
+        Of each schedule, the newest `TICKS_KEPT` stay.
+
+        Args:
+            tick: The tick, or several in a row.
+            until: Every tick up to this moment is dealt with, too.
+        """
+
+    @abstractmethod
+    def ticks(self, schedule: str, *, limit: int = 100) -> list[Tick]:
+        """What became of a schedule's ticks, the newest first."""
 
     # -- results -----------------------------------------------------------------------------------------
 

@@ -21,7 +21,19 @@ from hypothesis import strategies as st
 
 from callboard.errors import InvalidQuery, StoreUnavailable
 from callboard.states import State, order
-from callboard.store.base import AuditEntry, Change, Heartbeat, Page, Query, Record, Store
+from callboard.store.base import (
+    TICKS_KEPT,
+    AuditEntry,
+    Change,
+    Fate,
+    Heartbeat,
+    Page,
+    Query,
+    Record,
+    ScheduleState,
+    Store,
+    Tick,
+)
 from callboard.store.recorder import Recorder
 from callboard.store.redis import RedisStore
 from callboard.store.sqlite import SQLiteStore
@@ -769,6 +781,67 @@ def test_the_audit_log_shows_the_newest_entries_first(store: Store) -> None:
     assert store.audit_log() == entries[::-1]
     assert store.audit_log(limit=2) == entries[:2:-1]
     assert store.audit_log(before=NOON + 2) == entries[1::-1]
+
+
+# -- schedules -------------------------------------------------------------------------------------------
+
+
+def missed(due: float, schedule: str = "sweep", **known: Any) -> Tick:
+    return Tick(schedule=schedule, due=due, fate=Fate.MISSED, at=due + 1, **known)
+
+
+def test_a_schedule_counts_from_its_beginning_and_can_begin_anew(store: Store) -> None:
+    assert store.schedules() == {}
+    store.begin_schedule("sweep", spec="0 3 * * *", until=NOON)
+    assert store.schedules() == {"sweep": ScheduleState("sweep", "0 3 * * *", NOON)}
+    store.add_tick(missed(NOON + 60), until=NOON + 60)
+    store.begin_schedule("sweep", spec="0 4 * * *", until=NOON + 0.25)
+    assert store.schedules() == {"sweep": ScheduleState("sweep", "0 4 * * *", NOON + 0.25)}
+
+
+def test_a_schedule_is_paused_whether_it_was_served_or_not(store: Store) -> None:
+    store.begin_schedule("sweep", spec="0 3 * * *", until=NOON)
+    store.pause_schedule("sweep", at=NOON + 1.5, by="ada")
+    store.pause_schedule("ring", at=NOON, by="ada")
+    store.begin_schedule("ring", spec="0 0 * * *", until=NOON)
+    assert store.schedules() == {
+        "ring": ScheduleState("ring", "0 0 * * *", NOON, NOON, "ada"),
+        "sweep": ScheduleState("sweep", "0 3 * * *", NOON, NOON + 1.5, "ada"),
+    }
+    store.pause_schedule("sweep", at=None)
+    assert store.schedules()["sweep"] == ScheduleState("sweep", "0 3 * * *", NOON)
+
+
+def test_what_became_of_a_tick_is_told_once(store: Store) -> None:
+    store.begin_schedule("sweep", spec="0 3 * * *", until=NOON)
+    first = missed(NOON + 60, reason="nobody was there", first=NOON + 1, count=3, by="host:7:f00")
+    assert store.add_tick(first, until=NOON + 60)
+    assert not store.add_tick(Tick(schedule="sweep", due=NOON + 60, fate=Fate.ON_TIME, at=NOON, job_id="x"))
+    assert store.add_tick(missed(NOON + 60, "ring"))
+    assert store.add_tick(missed(NOON + 0.125))
+    assert store.ticks("sweep") == [first, missed(NOON + 0.125)]
+    assert store.ticks("sweep", limit=1) == [first]
+    assert store.ticks("ring") == [missed(NOON + 60, "ring")]
+    assert store.ticks("other") == []
+
+
+def test_up_to_when_ticks_are_dealt_with_only_grows(store: Store) -> None:
+    store.begin_schedule("sweep", spec="0 3 * * *", until=NOON)
+    store.add_tick(missed(NOON + 60))
+    assert store.schedules()["sweep"].until == NOON
+    store.add_tick(missed(NOON + 120), until=NOON + 120)
+    store.add_tick(missed(NOON + 90), until=NOON + 90)
+    store.add_tick(missed(NOON + 60), until=NOON + 180)  # known, but what it says of others is news
+    assert store.schedules()["sweep"].until == NOON + 180
+
+
+def test_of_each_schedule_the_newest_ticks_are_kept(store: Store) -> None:
+    for number in range(TICKS_KEPT + 3):
+        store.add_tick(missed(NOON + number))
+    store.add_tick(missed(NOON, "ring"))
+    kept = store.ticks("sweep", limit=TICKS_KEPT + 10)
+    assert [tick.due for tick in kept] == [NOON + number for number in reversed(range(3, TICKS_KEPT + 3))]
+    assert len(store.ticks("ring")) == 1
 
 
 # -- results ---------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ script (`lua/`), so that nobody sees half of it:
     callboard:{shop}:store:counters       hash
     callboard:{shop}:store:workers        hash: signs of life; `beats` says how old they are
     callboard:{shop}:store:audit          sorted set: entries, by time
+    callboard:{shop}:store:schedules      hash: what is known of each; a field's name begins with the schedule's
+    callboard:{shop}:store:ticks:NAME     sorted set: what became of a schedule's ticks, by when they were due
 
 `{shop}` is the namespace, `{.}` without one. The braces are a hash tag: a cluster keeps all of a namespace in one slot.
 

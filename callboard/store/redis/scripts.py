@@ -20,7 +20,7 @@ _SHARED = {
 # What only reads is answered by a Redis that takes no changes, too.
 _READING = frozenset({"value", "control", "workers", "search", "count"})
 # What grows is refused while Redis is out of memory. What makes room, or is asked of workers, never is.
-_GROWING = frozenset({"write", "keep", "audit"})
+_GROWING = frozenset({"write", "keep", "audit", "tick"})
 
 
 @cache

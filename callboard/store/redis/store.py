@@ -15,7 +15,16 @@ from callboard.redis.health import Health
 from callboard.redis.link import Link, base_of
 from callboard.redis.outage import Refused, Unreachable
 from callboard.states import State
-from callboard.store.base import AuditEntry, Control, ControlBell, Heartbeat, Store
+from callboard.store.base import (
+    TICKS_KEPT,
+    AuditEntry,
+    Control,
+    ControlBell,
+    Heartbeat,
+    ScheduleState,
+    Store,
+    Tick,
+)
 from callboard.store.redis.links import Links
 from callboard.store.redis.records import BITS, STORY_LENGTH, pack_batch, unpack
 from callboard.store.redis.scripts import script
@@ -236,6 +245,36 @@ class RedisStore(Store):
         newest = "+inf" if before is None else f"({before!r}"
         found = self._ask("ZREVRANGEBYSCORE", f"{self._base}audit", newest, "-inf", "LIMIT", 0, limit)
         return [AuditEntry(**json.loads(entry[_NUMBER:])) for entry in found]
+
+    # -- schedules ---------------------------------------------------------------------------------------
+
+    def begin_schedule(self, name: str, *, spec: str, until: float) -> None:
+        self._tell_schedule(name, spec=spec, until=repr(until))
+
+    def pause_schedule(self, name: str, *, at: float | None, by: str = "") -> None:
+        self._tell_schedule(name, paused_at="" if at is None else repr(at), paused_by=by)
+
+    def _tell_schedule(self, name: str, **told: str) -> None:
+        fields = [_bytes(text) for field, value in told.items() for text in (f"{name}\n{field}", value)]
+        self._ask("HSET", f"{self._base}schedules", *fields)
+
+    def schedules(self) -> dict[str, ScheduleState]:
+        told = self._ask("HGETALL", f"{self._base}schedules")
+        found: dict[str, ScheduleState] = {}
+        for key, value in sorted(zip(told[::2], told[1::2], strict=True)):
+            name, _, field = key.decode().rpartition("\n")
+            state = found.setdefault(name, ScheduleState(name))
+            text = value.decode()
+            setattr(state, field, text if field in ("spec", "paused_by") else float(text) if text else None)
+        return found
+
+    def add_tick(self, tick: Tick, *, until: float | None = None) -> bool:
+        order = [tick.schedule, tick.due, TICKS_KEPT, False if until is None else until]
+        return bool(self._run("tick", order, msgspec.json.encode(tick)))
+
+    def ticks(self, schedule: str, *, limit: int = 100) -> list[Tick]:
+        found = self._ask("ZREVRANGE", f"{self._base}ticks:{schedule}", 0, limit - 1)
+        return [msgspec.json.decode(data, type=Tick) for data in found]
 
     # -- results ---------------------------------------------------------------------------------------
 

@@ -108,4 +108,22 @@ def _version_1(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX audit_at ON audit (at)")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_version_1,)
+def _version_2(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """
+        CREATE TABLE schedules (
+            name TEXT PRIMARY KEY,
+            spec TEXT NOT NULL DEFAULT '',
+            until REAL,
+            paused_at REAL,
+            paused_by TEXT NOT NULL DEFAULT ''
+        ) WITHOUT ROWID
+        """
+    )
+    connection.execute(
+        "CREATE TABLE ticks (schedule TEXT NOT NULL, due REAL NOT NULL, data TEXT NOT NULL, "
+        "PRIMARY KEY (schedule, due)) WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_version_1, _version_2)

@@ -21,7 +21,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from callboard.states import State
-from callboard.store.base import AuditEntry, Change, Control, Heartbeat, Page, Query, Record, Store
+from callboard.store.base import (
+    TICKS_KEPT,
+    AuditEntry,
+    Change,
+    Control,
+    Heartbeat,
+    Page,
+    Query,
+    Record,
+    ScheduleState,
+    Store,
+    Tick,
+)
+from callboard.store.sqlite import schedules
 from callboard.store.sqlite.database import Database
 from callboard.store.sqlite.records import Batch, OutOfOrder
 from callboard.store.sqlite.search import count_by_state, partitions, read_record, search_records
@@ -296,6 +309,28 @@ class SQLiteStore(Store):
             )
             for at, actor, action, target, count, details in found
         ]
+
+    # -- schedules ---------------------------------------------------------------------------------------
+
+    def begin_schedule(self, name: str, *, spec: str, until: float) -> None:
+        with self._database.writing(durable=True) as connection:
+            schedules.begin(connection, name, spec, until)
+
+    def pause_schedule(self, name: str, *, at: float | None, by: str = "") -> None:
+        with self._database.writing(durable=True) as connection:
+            schedules.pause(connection, name, at, by)
+
+    def schedules(self) -> dict[str, ScheduleState]:
+        with self._database.reading() as connection:
+            return schedules.read(connection)
+
+    def add_tick(self, tick: Tick, *, until: float | None = None) -> bool:
+        with self._database.writing(durable=True) as connection:
+            return schedules.add_tick(connection, tick, TICKS_KEPT, until)
+
+    def ticks(self, schedule: str, *, limit: int = 100) -> list[Tick]:
+        with self._database.reading() as connection:
+            return schedules.ticks(connection, schedule, limit)
 
     # -- results ---------------------------------------------------------------------------------------
 
