@@ -501,6 +501,17 @@ def test_a_worker_that_takes_its_time_leaves_the_rest_to_others(open_driver: Ope
     assert all(hoarder.holds(delivery) for delivery in held)
 
 
+def test_a_worker_whose_threads_are_all_busy_keeps_not_even_one_from_others(open_driver: Open) -> None:
+    busy, free = open_driver(), open_driver()
+    hoarder = intake(busy, "mail.high", budget=100)
+    busy.put([message(n) for n in range(3)], deadline=10.0)
+    held = take(hoarder, 1)
+    lane = hoarder._lanes["mail.high"]  # type: ignore[attr-defined]
+    eventually(lambda: lane.prefetch == 1 and ready(free, "mail.high") == 1)  # so one is here, and stays
+    others = intake(free, "mail.high", budget=100)
+    assert {*numbers(held), *numbers(take(others, 2))} == {0, 1, 2}
+
+
 def test_the_prefetch_grows_again_when_work_is_short(driver: RabbitmqDriver) -> None:
     hand = intake(driver, "mail.high", budget=100)
     driver.put([message(n) for n in range(50)], deadline=10.0)

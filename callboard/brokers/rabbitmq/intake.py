@@ -7,7 +7,8 @@ else: if it wasn't fetched yet it is dropped here, and otherwise its ack will be
 
 The prefetch begins at the queue's share of the budget. What nobody has fetched for a while goes back to the
 server, where a free worker finds it, and the prefetch shrinks to what was fetched in that time; it grows again
-when `fetch` waits and the prefetch is what keeps it waiting. So short jobs flow, and long ones aren't hoarded.
+when `fetch` waits and the prefetch is what keeps it waiting. So short jobs flow, and long ones aren't hoarded. While
+nobody fetches at all, even a single message goes back now and then, to whoever is free.
 
 What lands in the ladder's `unroutable` queue, because its destination was deleted while it waited, is
 forwarded by every intake on the side.
@@ -41,6 +42,7 @@ MOVE_DEADLINE = 5.0
 _GATHER = 0.002
 #: Seconds after which a delivery that nobody has fetched goes back.
 _STALE = 0.5
+_LONGEST_INSISTENCE = 30.0  # seconds; a million deliveries, the limit, then take a year
 _LOOK_LOST = 5.0  # seconds; by then it went with a thread that had to start over
 _LATE = 0.1  # seconds; a look that comes so late says that the machine is busy, not that nobody fetches
 _MOST_REMEMBERED = 10_000  # jobs that went back unstarted
@@ -89,6 +91,8 @@ class RabbitmqIntake(Intake):
         self._budget = options.budget
         self._share = share_of(options.budget, len(set(options.queues)))
         self._looks_until = 0.0  # before then a look for what is stale will come, by the monotonic clock
+        self._fetched_at = time.monotonic()  # when `fetch` was last called
+        self._insists_at = 0.0  # not before then is the last message given back, too
         self._has_shrunk = False  # some queue has less than its share
         self._kicked = False  # the link's thread is asked to settle now
         self._gathering = False  # it will, in a moment
@@ -132,7 +136,8 @@ class RabbitmqIntake(Intake):
     # -- claiming ------------------------------------------------------------------------------------------
 
     def fetch(self, limit: int, timeout: float) -> list[Delivery]:
-        until = time.monotonic() + timeout
+        self._fetched_at = time.monotonic()
+        until = self._fetched_at + timeout
         if not self._settled.is_set():
             self._settled.wait(min(timeout, _SETTLE))
             self._settled.set()
@@ -321,19 +326,33 @@ class RabbitmqIntake(Intake):
     def _look(self, *, is_late: bool) -> None:
         """Give back what has become stale, and ask for less of its kind."""
         self._note_lost()
+        nobody_fetches = not any(lane.hold.fetched for lane in self._lanes.values() if lane.hold is not None)
+        may_insist = nobody_fetches and self._may_insist()
         for queue in () if is_late else self._waiting.left_since(time.monotonic() - _STALE):
             lane = self._lanes[queue]
             wanted = max(1, lane.hold.fetched // 2) if lane.hold is not None else self._share
             if wanted < lane.prefetch:
                 lane.resize(wanted)
-                self._give_back_unfetched({queue})
                 self._has_shrunk = True
+            elif not may_insist:
+                continue
+            self._give_back_unfetched({queue})
         for lane in self._lanes.values():
             if lane.hold is not None:
                 lane.hold.fetched = 0
         self._looks_until = 0.0
         if self._waiting:
             self._look_later()
+
+    def _may_insist(self) -> bool:
+        """Whether even the one message of a prefetch of one goes back: all threads are busy with long jobs, and
+        another worker may be free. Less and less often, since each time counts as a delivery."""
+        now = time.monotonic()
+        if now < self._insists_at:
+            return False
+        quiet = now - self._fetched_at
+        self._insists_at = now + min(quiet, _LONGEST_INSISTENCE)
+        return True
 
     def _grow(self) -> None:
         """Somebody waits: ask for more where the prefetch is the reason, as far as the budget goes."""
