@@ -162,6 +162,11 @@ class Run:
             self._next_report = time.monotonic() + _REPORT_SECONDS
             self._reporter.report_progress(self, fraction, note)
 
+    @property
+    def interrupted_by(self) -> type[BaseException] | None:
+        """What was raised in the actor's body from outside, if anything was."""
+        return self._interrupted
+
     def interrupt(self, exception: type[BaseException]) -> bool:
         """Raise an exception in the actor's body, once at most. False if the body isn't running."""
         with self._lock:
@@ -186,6 +191,8 @@ class Run:
                 with self._lock:
                     self._thread = None
         except BaseException as error:
+            if not finished and self._is_of_cancellation(error):
+                raise Cancelled from error
             if self._interrupted is None:
                 raise
             if not isinstance(error, self._interrupted):
@@ -200,6 +207,12 @@ class Run:
         if self._interrupted is not None:
             self._swallow_pending()
         return result  # type: ignore[no-any-return]
+
+    def _is_of_cancellation(self, error: BaseException) -> bool:
+        """Whether an error is no failure, for the job was to stop and it is how it stopped."""
+        if isinstance(error, Cancelled) or getattr(error, "ends_the_worker", False):
+            return False
+        return self.cancelled()
 
     def _swallow_pending(self) -> None:
         """Let an exception that was set while the body returned come up here, where it does no harm."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 from dramatiq import Middleware
-from dramatiq.middleware import Callbacks, GroupCallbacks
+from dramatiq.middleware import GroupCallbacks
 from dramatiq.results import Results
 
 from callboard.metrics import Metrics
 from callboard.store.base import Store
 from callboard.store.rate_limits import StoreRateLimiterBackend
 from callboard.store.results import StoreResultBackend
+from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
 from middleware.dead_letters import DeadLetters
@@ -42,7 +43,6 @@ def stack(
     """The stack. Takes the store for what Dramatiq's own classes keep there: results and group barriers."""
     return [
         JobLogging(),  # outermost: it tells of what all the others decided
-        JobMetrics(metrics or Metrics()),  # counts even what is skipped below
         Records(),  # sees the final disposition, after everyone has had a say
         Retention(
             keep=keep, keep_most=keep_most
@@ -51,10 +51,11 @@ def stack(
         EventLoop(),  # the event loop of async actors, before any job can start
         Cancellation(),  # a cancelled job must not start, so it stands before all that prepares a run
         Expiry(),  # and so must an expired one
+        JobMetrics(metrics or Metrics()),  # counts as started what gets this far
         # Dramatiq's, of its exact class: it looks for that
         Results(backend=StoreResultBackend(store)),  # type: ignore[no-untyped-call]  # it has no annotations
         GroupCallbacks(StoreRateLimiterBackend(store)),  # Dramatiq's: what follows a run comes after its fate
-        Callbacks(),  # Dramatiq's
+        Callbacks(),  # Dramatiq's, but only a failure is told as one
         Pipelines(),  # Dramatiq's, but a result that is a mapping becomes part of the next payload
         Periodic(),  # declares the options of scheduled jobs
         CurrentJob(),  # the run exists from here on

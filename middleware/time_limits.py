@@ -58,8 +58,10 @@ class TimeLimits(Middleware):
             now = time.monotonic()
             for message in list(broker.running.values()):
                 run = message.run
-                if run is not None and run.time_limit is not None and now >= run.started + run.time_limit:
-                    run.interrupt(TimeLimitExceeded)
+                if run is None or run.time_limit is None or now < run.started + run.time_limit:
+                    continue
+                if run.interrupt(TimeLimitExceeded):
+                    broker.report_event(run, f"interrupted at its time limit of {run.time_limit:g} s")
 
 
 def _seconds(limit: timedelta | float) -> float:

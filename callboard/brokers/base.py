@@ -32,6 +32,7 @@ from callboard.brokers.takeover import give_back_unstarted, take_over
 from callboard.brokers.ticks import Ticks
 from callboard.context import Run
 from callboard.errors import StoreUnavailable
+from callboard.process import worker_name
 from callboard.states import State
 from callboard.store.base import Change
 
@@ -104,6 +105,21 @@ class Broker(Sending, Receiving):
                     at=self.clock(),
                     progress=fraction,
                     progress_note=note or None,
+                )
+            )
+
+    def report_event(self, run: Run, text: str) -> None:
+        """Add a line to a running job's story."""
+        if self.recorder is not None:
+            self.recorder.record(
+                Change(
+                    job_id=run.id,
+                    order=run.order,
+                    state=State.RUNNING,
+                    at=self.clock(),
+                    attempt=run.attempt,
+                    worker=worker_name(),
+                    event=text,
                 )
             )
 

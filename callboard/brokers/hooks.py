@@ -104,7 +104,8 @@ class Hooks(Core):
         self.running.pop(threading.get_ident(), None)
         options = message.options
         plain = error is None and result is None and not message.failed
-        if plain and len(options) <= ("callboard" in options):
+        cancelled = self.control.cancelled if self.control is not None else ()
+        if plain and message.message_id not in cancelled and len(options) <= ("callboard" in options):
             hooks = self._hooks_after_plain_run(message.actor_name)
         else:
             hooks = self._hooks_of("after_process_message")

@@ -181,6 +181,8 @@ class Settling(Hooks):
         if message.extras.unique is not None:
             unique.release(self.store, [(message.extras.unique, message.message_id)])
         cancelled = isinstance(message.disposition, Finish) and message.disposition.state is State.CANCELLED
+        if not cancelled and self.control is not None:
+            cancelled = message.message_id in self.control.cancelled
         if cancelled and self.store is not None:
             try:
                 self.store.forget_cancel(message.message_id)

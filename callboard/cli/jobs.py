@@ -27,6 +27,7 @@ from callboard.states import State
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from callboard.operations import Operations
     from callboard.store.base import Event, Record
 
 app = typer.Typer(
@@ -136,7 +137,7 @@ def _note(record: Record, now: float, *, cancelled: bool) -> str:
         if record.progress_note:
             parts.append(record.progress_note)
         if cancelled:
-            parts.append("cancelled, ends when it next looks")
+            parts.append("cancelled, is stopping")
         return ", ".join(parts)
     if record.state is State.SUCCEEDED:
         if record.started_at is None or record.finished_at is None:
@@ -258,22 +259,60 @@ def cancel(
     force: Annotated[
         bool, typer.Option("--force", help="Even if nothing is known of such a job.", show_default=False)
     ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", metavar="SECONDS", help="Watch running jobs for so long, and tell how they end."
+        ),
+    ] = 2.0,
     json: Json = False,
 ) -> None:
-    """Cancel jobs: one that waits never starts, one that runs stops when it looks."""
+    """Cancel jobs: one that waits never starts, one that runs is told, and then interrupted."""
     from callboard.cli import output
+    from callboard.cli.exits import ExitCode
 
     cancelled = []
+    running: list[str] = []
     with session(ctx).operations() as operations:
         for given in job_ids:
             job_id = operations.jobs.resolve(given, whole=force)
             asked = operations.jobs.cancellations().get(job_id)
             record = operations.jobs.cancel(job_id, force=force)
             cancelled.append(job_id)
+            if record is not None and record.state is State.RUNNING:
+                running.append(job_id)
             if not json:
                 output.say(_told_of_cancel(job_id, record, asked))
+        late = _watch_them_end(operations, running, wait, tell=not json)
     if json:
-        output.as_json({"cancelled": cancelled})
+        output.as_json(
+            {"cancelled": [job_id for job_id in cancelled if job_id not in late], "too_late": late}
+        )
+    elif late:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+def _watch_them_end(operations: Operations, running: list[str], wait: float, *, tell: bool) -> list[str]:
+    """Tell what becomes of running jobs within some seconds; returns those that ended by themselves."""
+    from callboard.cli import output
+
+    late: list[str] = []
+    end, left = time.monotonic() + wait, list(running)
+    while left and time.monotonic() < end:
+        for job_id in list(left):
+            record = operations.jobs.ended_otherwise(job_id)
+            if record is not None:
+                left.remove(job_id)
+                late.append(job_id)
+                if tell:
+                    output.say(f"Too late, nothing has changed: {job_id} was {record.state} by then.")
+            elif operations.jobs.show(job_id).state is State.CANCELLED:
+                left.remove(job_id)
+                if tell:
+                    output.say(f"It has stopped: {job_id}.")
+        if left:
+            time.sleep(0.1)
+    return late
 
 
 def _told_of_cancel(job_id: str, record: Record | None, asked: float | None) -> str:
@@ -281,9 +320,14 @@ def _told_of_cancel(job_id: str, record: Record | None, asked: float | None) -> 
 
     running = record is not None and record.state is State.RUNNING
     if asked is not None:
-        rest = "it ends when it next looks" if running else "it ends when a worker gets to it"
+        rest = (
+            "it stops when it next looks, or is interrupted"
+            if running
+            else "it ends when a worker gets to it"
+        )
         return f"The cancellation of {job_id} was asked for already, {span(max(0.0, time.time() - asked))} ago: {rest}."
-    return f"Asked to cancel {job_id}: {'it stops when it next looks' if running else 'it will not start'}."
+    rest = "it is told, and interrupted if it runs on" if running else "it will not start"
+    return f"Asked to cancel {job_id}: {rest}."
 
 
 @app.command()

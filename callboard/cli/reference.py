@@ -142,7 +142,7 @@ Fields are added now and then, never renamed or removed.
 | `jobs list` | `{"jobs": [a job, ...], "next": ...}`; give `next` to `--after` for the next page, null on the last |
 | `jobs show` | a job in full |
 | `jobs watch` | a line for each change: a job |
-| `jobs cancel`, `jobs retry` | `{"cancelled": [id, ...]}`, `{"replayed": [id, ...]}` |
+| `jobs cancel`, `jobs retry` | `{"cancelled": [id, ...], "too_late": [id, ...]}`, `{"replayed": [id, ...]}` |
 | `why` | `{"id", "known", "why", "facts"}`; the facts are what the sentence rests on |
 | `enqueue` | `{"id", "actor", "queue", "queued"}`; `queued` is false where another job has the key, whose id \
 is then the `id` |

@@ -152,6 +152,34 @@ class Jobs:
         self._audit.done("jobs.cancel", job_id)
         return record
 
+    def ended_otherwise(self, job_id: str) -> Record | None:
+        """The record of a job that ended before its cancellation reached it; the request is withdrawn then.
+
+        Returns:
+            None if it hasn't ended, or was cancelled.
+
+        Raises:
+            StoreUnavailable
+        """
+        store = self._store()
+        record = store.get(job_id)
+        if record is None or not record.state.is_end or record.state is State.CANCELLED:
+            return None
+        if store.is_cancelled(job_id):
+            store.forget_cancel(job_id)
+            store.write(
+                [
+                    Change(
+                        job_id=job_id,
+                        order=record.order - 1,
+                        state=record.state,
+                        at=self._broker.clock(),
+                        event=f"its cancellation came too late: it was {record.state} by then",
+                    )
+                ]
+            )
+        return record
+
     def retry(self, job_id: str) -> None:
         """Run a dead job again.
 

@@ -247,7 +247,9 @@ def _running(e: Evidence, record: Record) -> str:
     run = f"attempt {record.attempt}, " if record.attempt > 1 else ""
     cancel = ""
     if e.cancel_asked is not None:
-        cancel = "; its cancellation was asked for, and it stops when it next looks"
+        cancel = (
+            "; its cancellation was asked for: it stops when it next looks, or is interrupted after its grace"
+        )
     if e.locatable and e.location is None and not e.broker_error:
         return (
             f"running on {record.worker} says its record, but the broker no longer has it: it has ended, "

@@ -15,7 +15,7 @@ from callboard import State
 from callboard.brokers.driver import Outgoing
 from callboard.cli.exits import ExitCode
 from callboard.errors import BrokerUnavailable, StoreUnavailable
-from callboard.store.base import Heartbeat
+from callboard.store.base import Change, Heartbeat
 from callboard.testing import Jobs
 from tests.unit.cli.conftest import Callboard
 
@@ -264,6 +264,30 @@ def test_a_cancellation_that_was_asked_for_shows(callboard: Callboard, deliver: 
     )
 
 
+def test_a_cancellation_that_comes_with_the_end_says_so(
+    callboard: Callboard, deliver: Any, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = deliver.send(to="x").message_id
+    store = jobs.broker.store
+    assert store is not None
+    order = jobs.record(job_id).order
+    store.write([Change(job_id=job_id, order=order + 1, state=State.RUNNING, at=jobs.clock())])
+    cancel = store.cancel
+
+    def cancel_late(job_id: str, *, at: float) -> None:
+        cancel(job_id, at=at)
+        store.write([Change(job_id=job_id, order=order + 9, state=State.SUCCEEDED, at=at, finished_at=at)])
+
+    monkeypatch.setattr(store, "cancel", cancel_late)
+    done = callboard("jobs", "cancel", job_id, "--wait", "30")
+
+    assert done.code == ExitCode.REFUSED
+    assert f"Too late, nothing has changed: {job_id} was succeeded by then." in done.out
+    assert not store.is_cancelled(job_id)
+    story = [event.text for event in jobs.record(job_id).events]
+    assert "its cancellation came too late: it was succeeded by then" in story
+
+
 def test_too_little_of_an_id_is_told(callboard: Callboard) -> None:
     done = callboard("jobs", "show", "01a2")
 
@@ -286,7 +310,7 @@ def test_an_unknown_job_is_not_found(callboard: Callboard) -> None:
 
 def test_cancel_and_retry_act_on_several(callboard: Callboard, die: Die, deliver: Any, jobs: Jobs) -> None:
     ids = [deliver.send(to="x").message_id for _ in range(2)]
-    assert callboard("jobs", "cancel", *ids, "--json").json == {"cancelled": ids}
+    assert callboard("jobs", "cancel", *ids, "--json").json == {"cancelled": ids, "too_late": []}
     jobs.drain()
     assert jobs.state(ids[0]) is State.CANCELLED
 

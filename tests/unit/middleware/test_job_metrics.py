@@ -126,6 +126,7 @@ def test_what_never_started_is_neither_started_nor_timed(
     assert broker.store is not None
     broker.store.cancel(message.message_id, at=time.time())
     _run_all(broker)
+    assert read("jobs_started_total", "work") == 0
     assert read("job_run_seconds_count", "work") == 0
     assert read("jobs_succeeded_total", "work") == 0
     assert read("jobs_in_progress", "work") == 0
