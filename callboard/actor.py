@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from inspect import iscoroutinefunction
@@ -33,6 +33,7 @@ from callboard.errors import DeclarationError, InvalidPayload, Permanent, printa
 from callboard.payload import Payload, PayloadMismatch
 from callboard.queues import Priority, is_category, queue_for
 from callboard.retry import RetryPolicy
+from callboard.versions import CannotUpcast, Fields, Step, checked_steps, upcast
 
 if TYPE_CHECKING:
     from callboard.brokers.base import Broker
@@ -52,6 +53,7 @@ class JobActor(dramatiq.Actor[P, R]):
         category: The name of the module it is declared in.
         payload: What it accepts.
         payload_version: The version of that; a worker parks jobs of a later one.
+        steps: How payloads of earlier versions become such, by the version that each starts from.
     """
 
     broker: Broker
@@ -68,10 +70,12 @@ class JobActor(dramatiq.Actor[P, R]):
         category: str,
         payload: Payload,
         payload_version: int,
+        steps: Mapping[int, Step] | None = None,
     ) -> None:
         self.category = category
         self.payload = payload
         self.payload_version = payload_version
+        self.steps = dict(steps or {})
         super().__init__(
             _checked(fn, payload),
             broker=broker,
@@ -109,6 +113,18 @@ class JobActor(dramatiq.Actor[P, R]):
             ValueError: If the options contradict each other, or lie outside their limits.
         """
         return Sending(self, send_options(priority, delay, at, expires, unique, tags, job_id))
+
+    def upcast(self, args: Sequence[Any], fields: Fields, *, version: int) -> Fields:
+        """The payload of a message of an earlier version, as one of today's, unchecked.
+
+        Raises:
+            CannotUpcast: With the reason.
+            PayloadMismatch: If positional arguments don't fit the actor's function.
+        """
+        if self.steps and args:
+            raise CannotUpcast("it has positional arguments, and the steps take fields by name")
+        bound = dict(self.payload.bind(tuple(args), fields))
+        return upcast(bound, self.steps, start=version, end=self.payload_version)
 
     def message_with_options(
         self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **options: Any
@@ -477,6 +493,7 @@ class ActorDecorator:
         time_limit: timedelta | None = None,
         expires: timedelta | None = None,
         version: int = 1,
+        upcast: Mapping[int, Step] | None = None,
         **options: Any,
     ) -> _DecorateModel[M, Q]: ...
     @overload
@@ -495,6 +512,7 @@ class ActorDecorator:
         time_limit: timedelta | None = None,
         expires: timedelta | None = None,
         version: int = 1,
+        upcast: Mapping[int, Step] | None = None,
         **options: Any,
     ) -> _Decorate: ...
     def __call__(
@@ -509,6 +527,7 @@ class ActorDecorator:
         time_limit: timedelta | None = None,
         expires: timedelta | None = None,
         version: int = 1,
+        upcast: Mapping[int, Step] | None = None,
         **options: Any,
     ) -> Any:
         """Declare an actor.
@@ -523,6 +542,7 @@ class ActorDecorator:
             expires: A job that hasn't started after so long doesn't start any more.
             version: The version of the payload; raise it when the payload changes in a way that an older
                 worker can't run.
+            upcast: How payloads of earlier versions are brought up to date: see `callboard.versions`.
             **options: What the middleware takes: `store_results`, `on_success`, `periodic`, ...
 
         Raises:
@@ -552,7 +572,7 @@ class ActorDecorator:
         options |= {option: value for option, value in given.items() if value is not None}
 
         def declare(fn: Callable[..., Any]) -> JobActor[..., Any]:
-            return self._declare(fn, model, name, category, priority, version, options)
+            return self._declare(fn, model, name, category, priority, version, upcast, options)
 
         return declare
 
@@ -564,6 +584,7 @@ class ActorDecorator:
         category: str | None,
         priority: Priority,
         version: int,
+        steps: Mapping[int, Step] | None,
         options: dict[str, Any],
     ) -> JobActor[..., Any]:
         actor_name = name or fn.__name__.replace("_", "-")
@@ -595,6 +616,7 @@ class ActorDecorator:
             category=category,
             payload=payload,
             payload_version=version,
+            steps=checked_steps(actor_name, version, steps),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from callboard import envelope, queues
 from callboard.actor import JobActor
@@ -17,8 +18,10 @@ from callboard.errors import (
     text_of,
 )
 from callboard.loggers import get_logger
+from callboard.payload import PayloadMismatch
 from callboard.process import worker_name
 from callboard.states import State
+from callboard.versions import CannotUpcast
 
 log = get_logger(__name__)
 
@@ -67,15 +70,33 @@ class Receiving(Settling):
         if actor is None:
             self._park(claimed, f"no worker here knows the actor '{wire.actor_name}'")
             return None
-        if isinstance(actor, JobActor) and extras.payload_version > actor.payload_version:
-            self._park(
-                claimed,
-                f"its payload is of version {extras.payload_version}, and this worker knows {actor.payload_version}",
-            )
+        if (
+            isinstance(actor, JobActor)
+            and extras.payload_version != actor.payload_version
+            and not self._bring_up_to_date(claimed, actor)
+        ):
             return None
         if "eta" in options and self._wait_for_eta(claimed):
             return None
         return claimed
+
+    def _bring_up_to_date(self, claimed: ClaimedMessage, actor: JobActor[..., Any]) -> bool:
+        """Have the payload of another version be one of today's. False if the job is parked: another worker,
+        perhaps one that isn't deployed yet, may know how."""
+        sent, known = claimed.extras.payload_version, actor.payload_version
+        if sent > known:
+            self._park(claimed, f"its payload is of version {sent}, and this worker knows {known}")
+            return False
+        try:
+            fields = actor.upcast(claimed.args, claimed.kwargs, version=sent)
+            actor.payload.check(fields)
+        except (CannotUpcast, PayloadMismatch) as error:
+            self._park(
+                claimed, f"its payload of version {sent} can't be made one of version {known}: {error}"
+            )
+            return False
+        claimed.args, claimed.kwargs = (), fields
+        return True
 
     def _wait_for_eta(self, claimed: ClaimedMessage) -> bool:
         """A foreign producer's `eta`: it waits in the broker, not in this worker's memory."""

@@ -31,6 +31,7 @@ from callboard.errors import (
 from callboard.loggers import get_logger
 from callboard.payload import PayloadMismatch, is_finite
 from callboard.states import State
+from callboard.versions import CannotUpcast
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -211,14 +212,20 @@ class Sending(Hooks):
                 envelope.check_options(options, self._known_options)
         except Unreadable as error:
             raise InvalidPayload(f"'{message.actor_name}' can't be sent: {error}", job_id=job_id) from error
+        actor = self.actors.get(message.actor_name)
+        version = actor.payload_version if isinstance(actor, JobActor) else 1
         if "callboard" not in options:
             options = {**options, "callboard": {"v": envelope.VERSION}}
-        actor = self.actors.get(message.actor_name)
+            if version != 1:
+                options["callboard"]["payload_version"] = version
         if isinstance(actor, JobActor):
             try:
+                if extras.payload_version < version and options is message.options:
+                    message = _brought_up_to_date(message, actor, extras.payload_version)
+                    options = message.options
                 checked = actor.payload.check(actor.payload.bind(message.args, message.kwargs))
                 kwargs = actor.payload.dump(checked)
-            except PayloadMismatch as error:
+            except (CannotUpcast, PayloadMismatch) as error:
                 raise InvalidPayload(
                     f"'{message.actor_name}' was not sent: {error}", job_id=job_id
                 ) from error
@@ -312,6 +319,14 @@ def _rebuilt(
         message.message_id,
         message.message_timestamp,
     )
+
+
+def _brought_up_to_date(message: Message[R], actor: JobActor[..., Any], version: int) -> Message[R]:
+    """A message with a payload of an earlier version, as one of today's: somebody made it before a deploy, for it
+    to be sent when another job has ended, or it was in a dead letter."""
+    fields = actor.upcast(message.args, message.kwargs, version=version)
+    own = {**message.options["callboard"], "payload_version": actor.payload_version}
+    return _rebuilt(message, (), fields, {**message.options, "callboard": own})
 
 
 def _duplicate(message: Message[R], owner: str) -> Message[R]:

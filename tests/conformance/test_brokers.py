@@ -863,6 +863,65 @@ def test_results_are_kept_where_asked(rig: Rig) -> None:
     assert sent.get_result(backend=backend, block=True, timeout=int(PATIENCE * 1000)) == 3
 
 
+def test_a_payload_of_an_older_version_is_brought_up_to_date_for_each_run(rig: Rig) -> None:
+    ran: list[tuple[list[str], int]] = []
+
+    @rig.actor(
+        name="note",
+        version=3,
+        upcast={
+            1: lambda fields: {"texts": [fields["text"]]},
+            2: lambda fields: {"lines": [*fields["texts"], "upcast"]},
+        },
+        retries=RetryPolicy(base=timedelta(milliseconds=1), jitter=False),
+    )
+    def note(lines: list[str]) -> None:
+        ran.append((lines, current_job().attempt))
+        if len(ran) == 1:
+            raise ConnectionError("and the retry is of the original bytes")
+
+    first, second = f"{rig.category}-v1", f"{rig.category}-v2"
+    rig.put_raw(rig.plain(message_id=first))
+    rig.start(threads=1)
+    rig.reaches(first, State.SUCCEEDED)
+    options = {"callboard": {"v": 1, "payload_version": 2}}
+    rig.put_raw(rig.plain(message_id=second, kwargs={"texts": ["two"]}, options=options))
+    rig.reaches(second, State.SUCCEEDED)
+    rig.reaches(note.send(lines=["new"]), State.SUCCEEDED)
+    rig.finish()
+    assert ran == [(["plain", "upcast"], 1), (["plain", "upcast"], 2), (["two", "upcast"], 1), (["new"], 1)]
+
+
+def test_a_payload_that_cannot_be_brought_up_to_date_is_parked_until_a_worker_can(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "_PARK_FIRST", 0.1)
+    ran: list[list[str]] = []
+
+    @rig.actor(name="note", version=2, upcast={1: lambda fields: {"texts": fields["words"]}})
+    def note(texts: list[str]) -> None:
+        ran.append(texts)
+
+    @rig.actor(name="other", version=2)
+    def other(text: str, number: int) -> None: ...
+
+    failed, unfit = f"{rig.category}-failed", f"{rig.category}-unfit"
+    rig.put_raw(
+        rig.plain(message_id=failed, kwargs={"text": "one"}), rig.plain(message_id=unfit, actor_name="other")
+    )
+    rig.start(threads=1)
+    reason = rig.reaches(failed, State.PARKED).reason
+    assert reason is not None
+    assert reason.startswith(
+        "its payload of version 1 can't be made one of version 2: the step from version 1 "
+    )
+    assert "KeyError: 'words'" in reason
+    assert "'number' is missing" in str(rig.reaches(unfit, State.PARKED).reason)
+    note.steps[1] = lambda fields: {"texts": [fields["text"]]}  # as the next deploy has it
+    rig.reaches(failed, State.SUCCEEDED)
+    assert ran == [["one"]]
+
+
 # --- order
 
 
