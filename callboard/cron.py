@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
@@ -39,15 +39,35 @@ _NO_TIME = timedelta(0)
 _SOME_DAY = datetime(2000, 1, 1)  # cronsim wants a start even where it only parses
 
 
-def cron(expression: str, *, tz: str = "UTC") -> Cron:
+#: What becomes of ticks that nobody served in time, because no scheduler ran or something was away.
+Misfire = Literal["run once", "run all", "skip"]
+#: Whether a tick's job is sent while the job of the tick before hasn't ended.
+Overlap = Literal["allow", "skip"]
+
+
+def cron(
+    expression: str,
+    *,
+    tz: str = "UTC",
+    misfire: Misfire = "run once",
+    misfire_age: timedelta | None = None,
+    misfire_limit: int = 100,
+    overlap: Overlap = "allow",
+) -> Cron:
     """The schedule of a cron actor: `@actor(periodic=cron("0 3 * * *", tz="Europe/Paris"))`.
 
     `expression` has the five fields minute, hour, day-of-month, month and day-of-week, or is one of the names
     `@yearly`, `@annually`, `@monthly`, `@weekly`, `@daily`, `@midnight`, `@hourly`. `tz` is an IANA name.
 
-    Raises ScheduleError for what can't be read, what can never fire, and an unknown time zone.
+    `misfire` says what `callboard scheduler` does about ticks that weren't served within a minute: `"run once"`
+    sends the job of the newest and lets it stand for all, `"run all"` sends the newest `misfire_limit` of them,
+    oldest first, `"skip"` none. No tick older than `misfire_age` is sent. What isn't sent is recorded as missed.
+
+    `overlap="skip"` skips a tick while the job of the one before hasn't ended, retries included.
+
+    Raises ScheduleError for what can't be read, what can never fire, an unknown time zone or policy.
     """
-    return Cron(expression, tz)
+    return Cron(expression, tz, misfire, misfire_age, misfire_limit, overlap)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,16 +77,23 @@ class Cron(CronSpec):  # type: ignore[misc]  # periodiq ships no types, so its c
     Moments passed in are aware datetimes of any zone, pendulum's included; a naive one raises ValueError.
     Ticks come back in the schedule's zone, `next_valid_date` excepted. Python compares two datetimes of the
     same zone by their wall clocks, wrongly in the repeated hour of autumn: compare and subtract in UTC.
+
+    Two schedules are equal if they have the same ticks, whatever their policies.
     """
 
     expression: str
     tz: str = "UTC"
+    misfire: Misfire = "run once"
+    misfire_age: timedelta | None = None
+    misfire_limit: int = 100
+    overlap: Overlap = "allow"
     _zone: ZoneInfo = field(init=False)
     _fields: str = field(init=False)
     _in_every_hour: bool = field(init=False)
     _meaning: Hashable = field(init=False)
 
     def __post_init__(self) -> None:
+        self._check_policies()
         expression = " ".join(_text(self.expression).split())
         fields = _five_fields(expression)
         times = _times_that_fire(expression, fields)
@@ -148,6 +175,20 @@ class Cron(CronSpec):  # type: ignore[misc]  # periodiq ships no types, so its c
 
     def __repr__(self) -> str:
         return f"cron({self.expression!r}, tz={self.tz!r})"
+
+    def _check_policies(self) -> None:
+        for name, value, known in (
+            ("misfire", self.misfire, get_args(Misfire)),
+            ("overlap", self.overlap, get_args(Overlap)),
+        ):
+            if value not in known:
+                raise ScheduleError(f"{name}={value!r} is no policy; there are {', '.join(map(repr, known))}")
+        if self.misfire_age is not None and not (
+            isinstance(self.misfire_age, timedelta) and self.misfire_age > _NO_TIME
+        ):
+            raise ScheduleError(f"misfire_age={self.misfire_age!r} must be a timedelta above zero")
+        if type(self.misfire_limit) is not int or not 1 <= self.misfire_limit <= 1000:
+            raise ScheduleError(f"misfire_limit={self.misfire_limit!r} must be a number from 1 to 1000")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

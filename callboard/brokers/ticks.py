@@ -22,18 +22,19 @@ from datetime import datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+from callboard.actor import JobActor
+from callboard.cron import Cron
 from callboard.errors import FateUnknown, NotQueued, StoreUnavailable
 from callboard.loggers import get_logger
 from callboard.process import worker_name
+from callboard.store.base import TICKS_KEPT, Fate, Tick
 
 if TYPE_CHECKING:
     from dramatiq import Message
 
-    from callboard.actor import JobActor
     from callboard.brokers.base import Broker
     from callboard.brokers.claim import ClaimedMessage
-    from callboard.cron import Cron
-    from callboard.store.base import Store
+    from callboard.store.base import ScheduleState, Store
 
 log = get_logger(__name__)
 
@@ -94,10 +95,10 @@ class Ticks:
         job_id = tick_id(actor, tick)
         try:
             with self.held(actor) as mine:
-                if self.is_done(job_id):
+                if self.is_done(actor, tick):
                     return tick_message(actor, tick)
                 if mine:
-                    return self.send(actor, tick)
+                    return self.settle(actor, tick) or tick_message(actor, tick)
         except StoreUnavailable as error:
             raise NotQueued(f"not queued: the tick can't be claimed: {error}", job_id=job_id) from error
         raise NotQueued("not queued yet: another process serves the schedule", job_id=job_id)
@@ -109,7 +110,7 @@ class Ticks:
         Raises:
             StoreUnavailable
         """
-        key = f"schedule:{actor.actor_name}"
+        key = _key(actor)
         owner = self.store.claim_key(key, self.name, ttl=self._hold_for)
         if owner != self.name and _is_gone(owner):
             self.store.release_key(key, owner)
@@ -121,26 +122,130 @@ class Ticks:
                 with suppress(StoreUnavailable):  # then it ends by itself
                     self.store.release_key(key, owner)
 
-    def is_done(self, job_id: str) -> bool:
+    def renew(self, actor: JobActor[..., Any]) -> bool:
+        """Hold a schedule for longer. False if another holds it by now.
+
+        Raises:
+            StoreUnavailable
+        """
+        return self.store.claim_key(_key(actor), self.name, ttl=self._hold_for) == self.name
+
+    def is_done(self, actor: JobActor[..., Any], tick: datetime) -> bool:
         """Whether a tick was dealt with.
 
         Raises:
             StoreUnavailable
         """
-        return self.store.key_owner(f"ticked:{job_id}") is not None
+        due = tick.timestamp()
+        state = self.store.schedules().get(actor.actor_name)
+        if state is not None and state.until is not None and due <= state.until:
+            return True
+        return due in self.told(actor)
 
-    def send(self, actor: JobActor[..., Any], tick: datetime) -> Message[Any]:
-        """Send a tick's job and mark the tick. To be called while the schedule is held.
+    def told(self, actor: JobActor[..., Any]) -> set[float]:
+        """The ticks, up to now, of which it is known what became of them. Of several in a row it is only the last.
+
+        Raises:
+            StoreUnavailable
+        """
+        now = self._broker.clock()
+        lines = self.store.ticks(actor.actor_name, limit=TICKS_KEPT)
+        return {line.due for line in lines if line.due <= now}
+
+    def settle(
+        self,
+        actor: JobActor[..., Any],
+        tick: datetime,
+        fate: Fate = Fate.ON_TIME,
+        *,
+        until: float | None = None,
+    ) -> Message[Any] | None:
+        """Deal with a tick: send its job, or skip it, and write down what became of it. To be called while the
+        schedule is held.
+
+        Args:
+            tick: The tick.
+            fate: What it is called if it is sent.
+            until: Every tick up to this moment is dealt with, too.
+
+        Returns:
+            The job, if it was sent.
+
+        Raises:
+            StoreUnavailable
+            SendError: The job couldn't be sent, or may or may not be queued.
+        """
+        due = tick.timestamp()
+        state = self.store.schedules().get(actor.actor_name)
+        if state is not None and state.paused_at is not None:
+            self.note(actor, due, Fate.PAUSED, reason=paused_text(state), until=until)
+            return None
+        skips_overlap = schedule_of(actor).overlap == "skip"
+        if skips_overlap and (running := self._unended(actor)):
+            self.note(actor, due, Fate.OVERLAP, reason=f"{running} hadn't ended", until=until)
+            return None
+        message = self._broker.enqueue(tick_message(actor, tick))
+        if skips_overlap and self._broker.recorder is not None:
+            self._broker.recorder.flush()  # by its record the next tick sees that this one's job hasn't ended
+        try:
+            self.note(actor, due, fate, job_id=message.message_id, until=until)
+        except StoreUnavailable as error:  # it is sent once more, and runs once all the same
+            log.warning("tick sent and not marked", job_id=message.message_id, error=str(error))
+        return message
+
+    def _unended(self, actor: JobActor[..., Any]) -> str:
+        """The job of the last tick, if it hasn't ended. One without a record has: only those are forgotten."""
+        sent = [told for told in self.store.ticks(actor.actor_name, limit=TICKS_KEPT) if told.job_id]
+        if not sent:
+            return ""
+        last = max(sent, key=lambda told: told.at)
+        record = self.store.get(last.job_id)
+        return "" if record is None or record.state.is_end else last.job_id
+
+    def note(self, actor: JobActor[..., Any], due: float, fate: Fate, **told: Any) -> None:
+        """Write down what became of a tick, or of several in a row; see `callboard.store.base.Tick`.
+
+        Raises:
+            StoreUnavailable
+        """
+        until = told.pop("until", None)
+        now = self._broker.clock()
+        tick = Tick(schedule=actor.actor_name, due=due, fate=fate, at=now, **{"by": worker_name(), **told})
+        self.store.add_tick(tick, until=until)
+
+    def run_now(self, actor: JobActor[..., Any], *, by: str) -> Message[Any]:
+        """Send a schedule's job now, whether it is paused or not; it is no tick's.
 
         Raises:
             SendError: The job couldn't be sent, or may or may not be queued.
         """
-        message = self._broker.enqueue(tick_message(actor, tick))
+        now = self._broker.clock()
+        job_id = f"{actor.actor_name}:now:{round(now * 1000)}"
+        message = self._broker.enqueue(actor.using(job_id=job_id).message())
+        if self._broker.recorder is not None:
+            self._broker.recorder.flush()
+        # A tick is a whole second, and each has one line.
+        due = now if now % 1 else now + 0.001
         try:
-            self.store.claim_key(f"ticked:{message.message_id}", self.name, ttl=_TAKEN)
-        except StoreUnavailable as error:  # it is sent once more, and runs once all the same
-            log.warning("tick sent and not marked", job_id=message.message_id, error=str(error))
+            self.note(actor, due, Fate.RUN_NOW, job_id=job_id, by=by)
+        except StoreUnavailable as error:
+            log.warning("run now, and not written down", job_id=job_id, error=str(error))
         return message
+
+
+def scheduled_actors(broker: Broker) -> list[JobActor[..., Any]]:
+    """The actors that start by themselves."""
+    actors = broker.actors.values()
+    return [a for a in actors if isinstance(a, JobActor) and isinstance(a.options.get("periodic"), Cron)]
+
+
+def paused_text(state: ScheduleState) -> str:
+    """Who paused a schedule."""
+    return f"paused by {state.paused_by}" if state.paused_by else "paused"
+
+
+def _key(actor: JobActor[..., Any]) -> str:
+    return f"schedule:{actor.actor_name}"
 
 
 def schedule_of(actor: JobActor[..., Any]) -> Cron:

@@ -19,13 +19,14 @@ def scheduler(ctx: typer.Context) -> None:
 
     Any number may run: each tick makes one job. SIGTERM and Ctrl-C end it. `callboard dev` has one of its own.
     """
+    from callboard.brokers.ticks import scheduled_actors
     from callboard.cli import output
     from callboard.cli.exits import ExitCode
-    from callboard.scheduler import run_scheduler, scheduled_actors
+    from callboard.scheduler import run_scheduler
 
     set_up_logging()
     with _told_to_stop() as wait, session(ctx).broker(quiet=False) as broker:
-        if not any(scheduled_actors(broker)):
+        if not scheduled_actors(broker):
             output.note("No actor has a schedule, so there is nothing to send: @actor(periodic=cron(...)).")
             raise typer.Exit(ExitCode.NOT_FOUND)
         _run(lambda stop: run_scheduler(broker, stop), wait)

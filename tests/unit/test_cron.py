@@ -723,3 +723,20 @@ def test_next_dates_sort_by_instant_inside_the_repeated_hour() -> None:
     first = cron("40 2 * * *", tz="Europe/Paris").next_valid_date(now)
     second = cron("20 * * * *", tz="Europe/Paris").next_valid_date(now)
     assert sorted([second, first]) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("policies", "reason"),
+    [
+        (
+            {"misfire": "sometimes"},
+            "misfire='sometimes' is no policy; there are 'run once', 'run all', 'skip'",
+        ),
+        ({"overlap": True}, "overlap=True is no policy; there are 'allow', 'skip'"),
+        ({"misfire_age": 60}, "misfire_age=60 must be a timedelta above zero"),
+        ({"misfire_limit": 0}, "misfire_limit=0 must be a number from 1 to 1000"),
+    ],
+)
+def test_a_policy_that_is_none_is_refused(policies: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        cron("@daily", **policies)
