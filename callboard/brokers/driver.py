@@ -282,6 +282,19 @@ class Driver(ABC):
         del job_id
         return None
 
+    def bury(self, worker: str) -> None:
+        """Let others have at once what a worker held whose process has just ended, on this host.
+
+        Does nothing where the driver notices that by itself within moments.
+
+        Args:
+            worker: What its intakes' name begins with.
+
+        Raises:
+            BrokerUnavailable: It will be noticed later.
+        """
+        del worker
+
     def ping(self) -> None:
         """Check that messages can be put and claimed.
 

@@ -60,7 +60,7 @@ def refused(error: redis.exceptions.RedisError, address: Address) -> Refused:
     if code == "OOM":
         return Refused(
             f"Redis at {address} has used all the memory that 'maxmemory' allows: "
-            "give it more, or let the workers catch up"
+            "give it more, or keep less in it: fewer jobs that wait, or records and results for a shorter time"
         )
     if code == "MISCONF":
         return Refused(

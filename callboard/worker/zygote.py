@@ -23,11 +23,12 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from callboard.brokers.base import Broker
-from callboard.errors import StoreUnavailable
+from callboard.errors import BrokerUnavailable, StoreUnavailable
 from callboard.worker.child import Plan, run_child
 from callboard.worker.patterns import select_queues
 from callboard.worker.reports import Report, report_of
@@ -162,13 +163,16 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
 
 
 def bury(broker: Broker, pid: int) -> None:
-    """Remove the sign of life of a worker process of this machine that has died. For a process of its own."""
+    """Have others take over what a worker process of this machine held that has died, and remove its sign of life.
+    For a process of its own."""
+    owner = f"{socket.gethostname()}:{pid}:"
+    with suppress(BrokerUnavailable):  # then others notice later
+        broker.driver.bury(owner)
     if broker.store is None:
         return
-    owner = f"{socket.gethostname()}:{pid}"
     try:
         for heartbeat in broker.store.workers():
-            if heartbeat.worker.rpartition(":")[0] == owner:
+            if heartbeat.worker.startswith(owner):
                 broker.store.stopped(heartbeat.worker)
         broker.store.close()
     except StoreUnavailable:  # then it is stale within seconds

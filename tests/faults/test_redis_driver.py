@@ -155,6 +155,25 @@ def test_the_jobs_of_a_killed_worker_wait_for_the_next_that_comes(redis_url: str
     assert len(take(open_intake(driver), 3)) == 3
 
 
+def test_a_killed_worker_is_buried_whose_process_was_seen_to_end_and_a_living_one_is_not(
+    redis_url: str, open_driver: Open
+) -> None:
+    driver = open_driver(redis_url, lease=86_400.0)
+    put(driver, 1, 2, 3)
+    with running(redis_url, HOLDER) as holder:
+        assert hear(holder) == ["1", "2", "3"]
+        driver.bury("hold")
+        assert driver.counts(["mail.high"])["mail.high"].claimed == 3
+        holder.kill()
+        holder.wait()
+        driver.bury("another")
+        assert driver.counts(["mail.high"])["mail.high"].claimed == 3
+        driver.bury("hold")
+        again = take(open_intake(driver, "other"), 3)
+    assert [delivery.body for delivery in again] == [b"1", b"2", b"3"]
+    assert all(delivery.redelivered for delivery in again)
+
+
 def test_a_frozen_worker_keeps_its_claims_for_two_leases_and_then_its_acks_are_refused(
     redis_url: str, open_driver: Open
 ) -> None:

@@ -17,9 +17,10 @@ one slot, so a namespace is what can be spread over nodes, not a queue.
 
 A claim is a message's move from its queue into its worker's hash, an ack deletes it there. A worker shows several
 times within a lease that it lives. If it doesn't, and its connections have ended, others have its messages when the
-lease is over: ten seconds, so that a killed worker's jobs run again within 13. A worker whose connection
-stands may just be slow: it has two and a half leases. Whoever was silent for longer than that, frozen or cut
-off, has lost its claims: its acks and moves are refused, and `holds` says so.
+lease is over: ten seconds, so that a killed worker's jobs run again within 13; at once if somebody saw its process
+end, and has it buried. A worker whose connection stands may just be slow: it has two and a half leases. Whoever
+was silent for longer than that, frozen or cut off, has lost its claims: its acks and moves are refused, and
+`holds` says so.
 
 How safe a confirmed message is, is Redis's affair. With `appendonly yes` and `appendfsync always` it is on the
 disk when `put` returns; with `everysec`, a crash of the host or of Redis loses the last second; without an

@@ -18,7 +18,7 @@ from callboard.brokers.driver import (
     StoredMessage,
     WalkReport,
 )
-from callboard.brokers.redis.intake import RedisIntake
+from callboard.brokers.redis.intake import RedisIntake, warn_of_rescued
 from callboard.brokers.redis.messages import unpack_stored
 from callboard.brokers.redis.publisher import Publisher
 from callboard.brokers.redis.scripts import script
@@ -30,6 +30,9 @@ from callboard.redis.link import Link, base_of
 from callboard.redis.outage import Unreachable
 
 _ANSWER = 5.0  # seconds
+_LAST_BREATH = (
+    1.0  # seconds within which Redis should see that the connections of an ended process have ended
+)
 _PURGED_AT_ONCE = 1000
 
 
@@ -119,6 +122,18 @@ class RedisDriver(Driver):
     ) -> WalkReport:
         with Walk(self, queue) as walk:
             return walk.go(decide, progress)
+
+    def bury(self, worker: str) -> None:
+        """Who still listens isn't buried: another host may have the same name, and Redis may be slow to see that
+        a connection has ended."""
+        end = time.monotonic() + _LAST_BREATH
+        while True:
+            listening, *dead = self._run("bury", (worker,))
+            if dead:
+                warn_of_rescued(dead)
+            if not listening or time.monotonic() > end:
+                return
+            time.sleep(0.05)
 
     def ping(self) -> None:
         self._run("put", ("ping", 1, [], []))

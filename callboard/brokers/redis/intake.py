@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from callboard import forks
@@ -180,9 +180,7 @@ class RedisIntake(Intake):
         del self._acks[: len(acks)], self._returns[: len(returns)]
         self._unwanted = self._unwanted[len(unwanted) :]
         if dead := answer[5]:
-            log.warning(
-                "workers_rescued", workers=[name.decode() for name in dead[::2]], messages=sum(dead[1::2])
-            )
+            warn_of_rescued(dead)
         return answer
 
     def _order_tiers(self) -> list[str]:
@@ -407,3 +405,8 @@ class RedisIntake(Intake):
         if self._outage:
             log.info("broker_available")
         self._outage = False
+
+
+def warn_of_rescued(dead: Sequence[Any]) -> None:
+    """Log who was found dead: a name, how many messages it held, another name, ..."""
+    log.warning("workers_rescued", workers=[name.decode() for name in dead[::2]], messages=sum(dead[1::2]))

@@ -6,7 +6,7 @@ from functools import cache
 
 from callboard.redis.scripts import Script, assemble
 
-_OF_CLAIMS = frozenset({"enter", "claim", "leave"})
+_OF_CLAIMS = frozenset({"enter", "claim", "leave", "bury"})
 
 
 @cache
