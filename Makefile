@@ -49,13 +49,14 @@ test-all: ## run all tests, the slow ones too
 	$(set_up) test $(SERVERS)
 	$(PYTEST) $(ARGS)
 
-check: ## lint, format, types, imports, dependencies; what CI runs, with the tests
+check: ## lint, format, types, imports, dependencies, payloads; what CI runs, with the tests
 	$(set_up) check
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/deptry .
+	.venv/bin/callboard schemas --check deploy/schemas.json
 
 format: ## format the code, and mend what ruff can mend
 	$(set_up) check

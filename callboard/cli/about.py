@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,16 +19,34 @@ def schemas(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(metavar="ACTOR", help="One actor, in full.")] = None,
     json: Json = False,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FILE", help="Keep what they accept in a file, at each release."),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="FILE",
+            help="Name what jobs sent by that release wouldn't outlive, and exit with 4.",
+        ),
+    ] = None,
 ) -> None:
     """List the actors and what they accept; with an actor's name, its JSON schema."""
     from callboard.cli import output
 
+    if (name is not None) + (write is not None) + (check is not None) > 1:
+        raise typer.BadParameter("give one of ACTOR, --write and --check")
     with session(ctx).operations(messages=False) as operations:
         found = operations.schemas()
         if name is not None:
             wanted = operations.broker.find_actor(name).actor_name
             found = [schema for schema in found if schema.name == wanted]
-    if json:
+    if write is not None:
+        _write_release(write, found)
+    elif check is not None:
+        _check_release(check, found, json=json)
+    elif json:
         output.as_json({"actors": [_schema_json(schema) for schema in found]})
     elif name is not None:
         _print_schema(found[0])
@@ -35,6 +54,39 @@ def schemas(
         output.say("No actors are declared. They belong into actors/*.py.")
     else:
         _print_schemas(found)
+
+
+def _write_release(path: Path, found: list[ActorSchema]) -> None:
+    from callboard.cli import output
+    from callboard.operations.compatibility import release_of
+
+    path.write_bytes(release_of(found))
+    output.say(f"{path} holds the payloads of {output.count(len(found), 'actor')}.")
+
+
+def _check_release(path: Path, found: list[ActorSchema], *, json: bool) -> None:
+    from callboard.cli import output
+    from callboard.cli.exits import ExitCode
+    from callboard.operations.compatibility import breaks, read_release
+
+    try:
+        release = read_release(path.read_bytes())
+    except FileNotFoundError:
+        raise typer.BadParameter(f"there is no {path}; callboard schemas --write {path} makes it") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} can't be compared with: {error}") from error
+    changes = breaks(release, found)
+    if json:
+        output.as_json(
+            {"breaks": [{"actor": b.actor, "change": b.change, "remedy": b.remedy} for b in changes]}
+        )
+    for change in changes if not json else ():
+        output.say(f"{change.actor}: {change.change}.")
+        output.say(f"    {change.remedy[0].upper()}{change.remedy[1:]}.")
+    if not changes and not json:
+        output.say(f"Jobs that were sent as in {path} can run.")
+    if changes:
+        raise typer.Exit(ExitCode.REFUSED)
 
 
 def _print_schemas(found: list[ActorSchema]) -> None:

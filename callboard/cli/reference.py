@@ -157,7 +157,7 @@ is then the `id` |
 `{"queue", "purged", "recorded"}` |
 | `quarantine list` | `{"messages": [a message, ...]}` |
 | `workers` | `{"workers": [a worker, ...]}` |
-| `schemas` | `{"actors": [an actor, ...]}` |
+| `schemas` | `{"actors": [an actor, ...]}`; with `--check` `{"breaks": [{"actor", "change", "remedy"}, ...]}` |
 | `settings` | `{"settings": [{"variable", "value", "source", "default", "belongs_to", "description"}, ...], \
 "unknown": [...]}` |
 | `audit` | `{"entries": [{"at", "who", "action", "target", "count", "details"}, ...]}` |

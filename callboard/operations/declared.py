@@ -20,6 +20,8 @@ class ActorSchema:
     """An actor, and what it accepts.
 
     Attributes:
+        version: Of its payload.
+        steps: The earlier versions from which it has a step to the next.
         payload: JSON schema (2020-12) of its payload; None for a stock Dramatiq actor, which checks nothing.
         attempts: Runs in all, where the actor says so itself.
         time_limit: In seconds, where the actor says so itself.
@@ -32,6 +34,7 @@ class ActorSchema:
     queue: str
     priority: str
     version: int
+    steps: tuple[int, ...]
     payload: dict[str, Any] | None
     attempts: int | None
     time_limit: float | None
@@ -57,6 +60,7 @@ def _schema(actor: Actor[Any, Any]) -> ActorSchema:
         queue=actor.queue_name,
         priority=priority.word,
         version=job_actor.payload_version if job_actor is not None else 1,
+        steps=tuple(sorted(job_actor.steps)) if job_actor is not None else (),
         payload=job_actor.payload.json_schema() if job_actor is not None else None,
         attempts=retries.attempts if isinstance(retries, RetryPolicy) else None,
         time_limit=seconds() if seconds is not None else limit / 1000 if limit is not None else None,

@@ -560,6 +560,32 @@ def test_workers_are_listed(callboard: Callboard, jobs: Jobs) -> None:
     assert "mail.high, post.*" in row
 
 
+def test_schemas_are_kept_and_compared_with(callboard: Callboard, tmp_path: Path) -> None:
+    file = tmp_path / "schemas.json"
+    missing = callboard("schemas", "--check", str(file))
+    assert missing.code == ExitCode.USAGE
+    assert "schemas --write" in missing.err
+    assert "2 actors" in callboard("schemas", "--write", str(file)).out
+    assert callboard("schemas", "--check", str(file)).code == 0
+    assert callboard("schemas", "--check", str(file), "--json").json == {"breaks": []}
+    release = json.loads(file.read_text())
+    release["actors"]["deliver-letter"]["payload"]["properties"]["street"] = {"type": "string"}
+    release["actors"]["retired"] = release["actors"]["sweep"]
+    file.write_text(json.dumps(release))
+    told = callboard("schemas", "--check", str(file))
+    assert told.code == ExitCode.REFUSED
+    assert "deliver-letter: 'street' is gone." in told.out
+    assert "version=2, upcast={1: ...}" in told.out
+    found = callboard("schemas", "--check", str(file), "--json").json["breaks"]
+    assert [(b["actor"], b["change"].split(",")[0]) for b in found] == [
+        ("deliver-letter", "'street' is gone"),
+        ("retired", "it is gone"),
+    ]
+    file.write_text("{}")
+    assert "it holds no schemas" in callboard("schemas", "--check", str(file)).err
+    assert callboard("schemas", "sweep", "--check", str(file)).code == ExitCode.USAGE
+
+
 def test_schemas_tell_what_actors_accept(callboard: Callboard) -> None:
     lines = callboard("schemas").out.splitlines()
     assert lines[1].split()[:4] == ["deliver-letter", "post.high", "to", "[password]"]
