@@ -284,6 +284,9 @@ class Publisher:
                 turn = [] if batch.abandoned else self._take(batch, min(room, _TURN))
             for entry in turn:
                 self._write(entry, written)
+            if len(written) > _TURN:  # RabbitMQ can begin while the rest is encoded
+                self._stream.write(b"".join(written))
+                written.clear()
             self._submitted.popleft()
             batch.has_turn = bool(batch.waiting) and not batch.abandoned
             if batch.has_turn:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pika import SelectConnection
 from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.exceptions import StreamLostError
 from pika.frame import decode_frame
 
@@ -47,7 +48,24 @@ class Stream(SelectConnection):  # type: ignore[misc]  # pika says nothing of it
 
     def write(self, encoded: bytes) -> None:
         """Send whole frames, in one piece."""
-        self._output_marshaled_frames([encoded])
+        sent = self._send_at_once(encoded)
+        if sent < len(encoded):
+            self._output_marshaled_frames([encoded[sent:]])
+
+    def _send_at_once(self, encoded: bytes) -> int:
+        """Send what the socket takes now, and nothing if pika has bytes that come before; returns how many.
+
+        pika would wait for the socket to be writable: two system calls and a turn of the loop for each write.
+        """
+        transport = self._transport
+        if type(transport) is not _AsyncPlaintextTransport or transport.get_write_buffer_size():
+            return 0
+        try:
+            sent: int = transport._sock.send(encoded)
+        except OSError:
+            return 0  # it would block, or is gone: pika finds out
+        self.bytes_sent += sent
+        return sent
 
     @property
     def version(self) -> tuple[int, ...]:
