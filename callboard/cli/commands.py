@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from callboard.cli import about, dead, jobs, queues, scheduling, sending, watching, workers
+from callboard.cli import about, dead, jobs, queues, schedules, scheduling, sending, watching, workers
 from callboard.cli.help import ABOUT, LOOK, RUN, GroupedCommands
 from callboard.cli.session import Session
 
@@ -78,6 +78,7 @@ jobs.app.command()(watching.watch)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=LOOK)
 app.add_typer(queues.app, name="queues", rich_help_panel=LOOK)
+app.add_typer(schedules.app, name="schedules", rich_help_panel=LOOK)
 app.add_typer(queues.quarantine, name="quarantine", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(workers.workers)
 app.command(rich_help_panel=LOOK)(about.audit)

@@ -91,6 +91,31 @@ JSON_FIELDS: dict[str, dict[str, str]] = {
         "running": "The ids of the jobs it runs.",
         "claimed": "How many more it holds.",
     },
+    "A schedule": {
+        "name": "Its actor's.",
+        "expression": "When it is due, as a cron expression.",
+        "zone": "The time zone of that.",
+        "text": "The same in plain language.",
+        "misfire": "What is done about ticks that nobody served in time: run once, run all or skip.",
+        "misfire_age": "How old a tick may be to be made up for, in seconds; null for any age.",
+        "misfire_limit": "How many are made up for by run all.",
+        "overlap": "allow, or skip: no tick while the last one's job hasn't ended.",
+        "paused_at": "Since when it is paused; null if it isn't.",
+        "paused_by": "Who paused it.",
+        "served_until": "Up to when all its ticks are dealt with; null before a scheduler has seen it.",
+        "next": "Its next five ticks, in its zone.",
+        "last": "What became of its last tick; null if none is known.",
+    },
+    "A tick (`schedules show` has the newest in `ticks`)": {
+        "due": "When it was due; of several in a row that had the same fate, the last one.",
+        "first": "When the first of these was due.",
+        "count": "How many these are.",
+        "fate": "on time, caught up, missed, overlap, paused, failed (its job can't be sent) or run now.",
+        "at": "When that was decided.",
+        "by": "The process or the person that did.",
+        "id": "The job that was sent; null if none was.",
+        "reason": "Why none was.",
+    },
     "A message in quarantine": {
         "id": "Twelve digits that stand for it.",
         "from": "The queue it came from.",
@@ -155,6 +180,9 @@ is then the `id` |
 | `queues create` | `{"created": [name, ...]}` |
 | `queues pause`, `resume`, `purge` | `{"paused": [name, ...]}`, `{"resumed": [...]}`, \
 `{"queue", "purged", "recorded"}` |
+| `schedules list` | `{"schedules": [a schedule, ...]}` |
+| `schedules show` | a schedule, and `ticks`: [a tick, ...] |
+| `schedules pause`, `resume`, `run` | `{"paused": name}`, `{"resumed": name}`, `{"id"}` |
 | `quarantine list` | `{"messages": [a message, ...]}` |
 | `workers` | `{"workers": [a worker, ...]}` |
 | `schemas` | `{"actors": [an actor, ...]}`; with `--check` `{"breaks": [{"actor", "change", "remedy"}, ...]}` |

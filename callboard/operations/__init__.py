@@ -17,6 +17,7 @@ from callboard.operations.dead_letters import DeadLetters, Letters
 from callboard.operations.declared import ActorSchema, schemas
 from callboard.operations.jobs import Jobs
 from callboard.operations.quarantine import Quarantine
+from callboard.operations.schedules import Schedules
 from callboard.operations.waiting import Queues, QueueStatus
 from callboard.operations.why import Why, explain, gather
 from callboard.store.base import AuditEntry, Heartbeat, Store
@@ -34,6 +35,7 @@ class Operations:
         dead: Dead letters.
         queues: Queues: how full, paused, purged.
         quarantine: What can't be read or trusted.
+        schedules: Schedules: when they are due, what became of their ticks, paused, run now.
     """
 
     def __init__(self, broker: Broker, *, who: str = "cli") -> None:
@@ -43,6 +45,7 @@ class Operations:
         self.jobs = Jobs(broker, self.audit, self.dead)
         self.queues = Queues(broker, self.audit)
         self.quarantine = Quarantine(broker, self.audit)
+        self.schedules = Schedules(broker, self.audit)
 
     def why(self, job_id: str) -> Why:
         """Where a job is and why it isn't running, in a sentence. Never fails: what can't be asked is said."""
