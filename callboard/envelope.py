@@ -71,6 +71,7 @@ class Headers(msgspec.Struct, omit_defaults=True, gc=False):
     parked_since: Moment | None = None
     reason: str = ""  # why it waits
     hook_failures: Count = 0
+    crashes: Count = 0  # runs whose worker died: from the first on, the job runs alone
     snoozes: Count = 0
     deaths: Count = 0
     replayed_at: Moment | None = None

@@ -25,6 +25,7 @@ from callboard.loggers import get_logger
 from callboard.logs import configure_logging
 from callboard.metrics.jobs import all_metrics
 from callboard.metrics.values import keep_shareable
+from callboard.worker.cut_runs import CutRunMemory
 from callboard.worker.garbage import look_for_garbage_less_often
 from callboard.worker.patterns import select_queues
 from callboard.worker.pulse import Pulse
@@ -61,6 +62,7 @@ class Plan:
     companions: Mapping[str, Companion] = field(default_factory=dict)
     reports: Reports
     slots: SlotMemory
+    deaths: CutRunMemory
     lifeline: int  # it can be read, and is at its end, when the supervisor is gone
     join: Callable[[int], Pulse] | None = None  # keeps a process' numbers where the supervisor sees them
 
@@ -144,7 +146,14 @@ class Child:
             return _CompanionThread(self._companion, run, broker, ended=lambda: self._wake(_ENDED_BYTE))
         queues = select_queues(broker.queues, self._plan.patterns)
         slots = self._plan.slots.of(self._block)
-        return Worker(broker, queues, threads=self._plan.threads, slots=slots, pulse=self._pulse)
+        return Worker(
+            broker,
+            queues,
+            threads=self._plan.threads,
+            slots=slots,
+            pulse=self._pulse,
+            deaths=self._plan.deaths,
+        )
 
     def _listen(self) -> None:
         """Have signals wake the main thread, which does nothing else but wait for them."""

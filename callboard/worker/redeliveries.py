@@ -1,4 +1,4 @@
-"""Jobs that were delivered before: each waits, and is looked at, before it starts here.
+"""Jobs that were delivered before: each is looked at, and may have to wait, before it starts here.
 
 A broker whose claims are no leases (RabbitMQ) delivers a job again when a connection is gone, and can't know
 whether the worker behind it is gone, too. So such a job waits two seconds, in which a run that is nearly done
@@ -6,6 +6,9 @@ ends. It waits in the claiming thread's timer and holds no thread. Then it is lo
 process of this worker, or somebody holds its lease in the store, or the store can't be read, it goes on
 waiting; if its claim is gone meanwhile, it is somebody else's; otherwise it may start. That it has ended long
 since is told by its record, when it is about to start (`callboard.brokers.copies`).
+
+On every driver it is looked up whether a worker died while it ran the job (`callboard.worker.cut_runs`). Then it
+goes back to the broker for a pause, is dead, or, when it has had its pause, runs alone.
 
 What may start and finds no free thread for a while is given back, so that nothing is hoarded.
 """
@@ -16,16 +19,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from callboard.brokers import copies
 from callboard.brokers.base import Broker
 from callboard.brokers.claim import ClaimedMessage
 from callboard.errors import StoreUnavailable
 from callboard.loggers import get_logger
+from callboard.worker.cut_runs import CutRunMemory, cut_runs, settle_cut_run
 
 log = get_logger(__name__)
 
 #: Seconds that a job waits before it is looked at.
 WAIT = 2.0
 _LOOK_AGAIN = 0.5
+#: The same where claims are leases: what still runs here has died, and the supervisor sees that in a moment.
+_LOOK_AGAIN_SOON = 0.05
 #: Seconds for which what may start waits for a free thread.
 _HOARD = 5.0
 
@@ -41,6 +48,7 @@ class Redeliveries:
     Args:
         broker: Where the jobs come from.
         is_running: Whether a job runs in this worker, in whichever process.
+        deaths: What the supervisor has noted of processes that died.
         wait: Seconds that a job waits before it is looked at.
         clock: Monotonic seconds.
     """
@@ -50,27 +58,33 @@ class Redeliveries:
         broker: Broker,
         is_running: Callable[[str], bool],
         *,
+        deaths: CutRunMemory | None = None,
         wait: float = WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._broker = broker
         self._is_running = is_running
-        self._wait = wait
+        self._deaths = deaths
+        self._leases = broker.driver.claims_are_leases
+        self._wait = 0.0 if self._leases else wait
+        self._look_again = _LOOK_AGAIN_SOON if self._leases else _LOOK_AGAIN
         self._clock = clock
         self._waiting: deque[tuple[float, ClaimedMessage]] = deque()  # when it is looked at
         self._cleared: deque[tuple[float, ClaimedMessage]] = deque()  # since when it may start
+        self._suspects: list[tuple[ClaimedMessage, float]] = []  # and when each one's last run was cut short
         self._last_cleared: dict[str, float] = {}  # when each job was, as long as that matters
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._cleared)
+        return len(self._waiting) + len(self._cleared) + len(self._suspects)
 
     def concerns(self, message: ClaimedMessage) -> bool:
         """Whether a message that was just claimed has to wait here."""
-        return message.delivery.redelivered and not self._broker.driver.claims_are_leases
+        return message.delivery.redelivered or bool(message.headers.crashes)
 
     def hold(self, message: ClaimedMessage) -> None:
         """Have a message wait."""
-        self._waiting.append((self._clock() + self._wait, message))
+        wait = self._wait if message.delivery.redelivered else 0.0
+        self._waiting.append((self._clock() + wait, message))
 
     def patience(self) -> float:
         """Seconds until there is something to look at."""
@@ -87,6 +101,11 @@ class Redeliveries:
             taken.append(self._cleared.popleft()[1])
         return taken
 
+    def take_suspects(self) -> list[tuple[ClaimedMessage, float]]:
+        """Those that may start now, but alone, and when their last runs were cut short."""
+        taken, self._suspects = self._suspects, []
+        return taken
+
     def surplus(self) -> list[ClaimedMessage]:
         """What might have started for a while, and found no thread."""
         given: list[ClaimedMessage] = []
@@ -97,6 +116,7 @@ class Redeliveries:
     def close(self) -> list[ClaimedMessage]:
         """All that waits: it waits no more."""
         left = [message for _, message in (*self._waiting, *self._cleared)]
+        left += [message for message, _ in self.take_suspects()]
         self._waiting.clear()
         self._cleared.clear()
         return left
@@ -113,14 +133,36 @@ class Redeliveries:
             elif not message.intake.holds(message.delivery):
                 log.info("a redelivered job is somebody else's by now", job_id=message.message_id)
             elif self._may_start(message):
-                self._cleared.append((now, message))
-                self._last_cleared[message.message_id] = now
+                self._clear(message, now)
             else:
-                self._waiting.append((now + _LOOK_AGAIN, message))
+                self._waiting.append((now + self._look_again, message))
+
+    def _clear(self, message: ClaimedMessage, now: float) -> None:
+        """Let a message start, unless earlier runs were cut short."""
+        headers = message.headers
+        runs = cut_runs(
+            self._broker.store, self._deaths, message.message_id, since=headers.replayed_at or 0.0
+        )
+        if len(runs) > headers.crashes and not self._is_overtaken(message):
+            settle_cut_run(self._broker, message, runs)
+            return
+        self._last_cleared[message.message_id] = now
+        if headers.crashes:
+            self._suspects.append((message, runs[-1].at if runs else self._broker.clock()))
+        else:
+            self._cleared.append((now, message))
+
+    def _is_overtaken(self, message: ClaimedMessage) -> bool:
+        try:
+            return copies.is_overtaken(self._broker, message)
+        except StoreUnavailable:
+            return False
 
     def _may_start(self, message: ClaimedMessage) -> bool:
         if self._is_running(message.message_id):
             return False
+        if self._leases:
+            return True
         if message.message_id in self._last_cleared:
             return False  # another copy of it is about to start here, or just has
         if self._broker.store is None:

@@ -7,8 +7,12 @@ job there, which costs under a microsecond; when a process dies, the supervisor 
 from __future__ import annotations
 
 import mmap
+import struct
+import time
 
-_SIZE = 160  # one byte for the length, then the id, of at most 128
+_SIZE = 160  # one byte for the length, then the id, of at most 128, then the start
+_STARTED_AT = 136
+_STARTED = struct.Struct("<d")  # monotonic seconds, which all processes of a machine share
 
 
 class Slots:
@@ -23,6 +27,7 @@ class Slots:
         memory, offset = self._memory, self._offsets[thread]
         data = job_id.encode()
         memory[offset + 1 : offset + 1 + len(data)] = data
+        _STARTED.pack_into(memory, offset + _STARTED_AT, time.monotonic())
         memory[offset] = len(data)
 
     def end(self, thread: int) -> None:
@@ -34,6 +39,15 @@ class Slots:
         memory = self._memory
         lengths = [(offset + 1, memory[offset]) for offset in self._offsets]
         return [memory[start : start + n].decode(errors="replace") for start, n in lengths if n]
+
+    def runs(self) -> list[tuple[str, float]]:
+        """The same, each with its start in monotonic seconds."""
+        starts = [
+            _STARTED.unpack_from(self._memory, offset + _STARTED_AT)[0]
+            for offset in self._offsets
+            if self._memory[offset]
+        ]
+        return list(zip(self.running(), starts, strict=False))
 
     def is_running(self, job_id: str) -> bool:
         """Whether any thread of any process that shares this memory runs a job."""

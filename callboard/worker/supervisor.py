@@ -10,8 +10,8 @@ The life of a worker's processes:
 - SIGTERM and SIGINT stop all within the grace, a second one at once: running jobs are interrupted and given
   back. A third kills. SIGHUP loads the application anew and replaces the processes one by one; if it can't be
   loaded, the old ones stay.
-- One that was killed leaves a sign of life in the store: a process that has the application, and with it the
-  store, removes it, so that the dead aren't counted among the living.
+- What ran in one that died by itself is noted (`callboard.worker.cut_runs`). It also leaves a sign of life in the
+  store: a process that has the application, and with it the store, removes that and writes down the deaths.
 - When the supervisor dies, the others see the end of a pipe that only it holds open, and stop.
 """
 
@@ -21,6 +21,7 @@ import os
 import re
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from callboard.brokers.base import Broker
 from callboard.errors import AppError, CallboardError
 from callboard.loggers import get_logger
 from callboard.worker.child import Companion, Plan, run_child
+from callboard.worker.cut_runs import CutRun, CutRunMemory
 from callboard.worker.http_server import Address
 from callboard.worker.monitoring import Monitoring, WorkerState, WorkerStates
 from callboard.worker.patterns import summed_up
@@ -57,6 +59,7 @@ _OWN_FOLDER = Path(errors.__file__).resolve().parent
 _OWN_IMPORT = re.compile(r"(cannot import name .* from|No module named|module) 'callboard\b")
 #: Process managers may signal a process and then its group: within so many seconds that is one order.
 _ONE_ORDER = 0.3
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 _STOP, _QUICK, _KILL = 1, 2, 3
 _OUTDATED = -1  # the load of the application that no process runs
 _Replace = Literal["none", "one by one", "all at once"]
@@ -243,6 +246,7 @@ class Supervisor:
         for end in (self._awake, self._waker):
             os.set_blocking(end, False)
         self._slots = SlotMemory(len(self._blocks), options.threads)
+        self._deaths = CutRunMemory()
         self._watcher = Watcher(options.watch) if options.watch else None
         self._plan = Plan(
             module=options.module,
@@ -256,6 +260,7 @@ class Supervisor:
             companions=self._companions,
             reports=self._reports,
             slots=self._slots,
+            deaths=self._deaths,
             lifeline=lifeline,
             join=self._monitoring.join if self._monitoring is not None else None,
         )
@@ -534,7 +539,7 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -544,8 +549,10 @@ class Supervisor:
             if (process := self._processes.pop(pid, None)) is not None:
                 if self._monitoring is not None:
                     self._monitoring.ended(pid, process.block, died=_is_death(process))
+                if _is_death(process):
+                    self._note_runs(process, _in_words(code), usage.ru_maxrss * _MAXRSS_UNIT)
                 self._ended(process, _in_words(code))
-                if code != 0 and process.ready is not None and process.seat.companion is None:
+                if _is_death(process) or (code != 0 and process.ready and process.seat.companion is None):
                     self._bury(pid)
             elif self._loading is not None and pid == self._loading.pid:
                 self._loading.close()
@@ -561,8 +568,17 @@ class Supervisor:
                     )
                     self._load("none")
 
+    def _note_runs(self, process: _Process, exit_: str, peak_memory: int) -> None:
+        """Note what a process ran that died by itself: before its slots are empty, so that nobody misses it."""
+        runs = self._slots.of(process.block).runs()
+        now, worker = time.monotonic(), f"{socket.gethostname()}:{process.pid}"
+        self._deaths.add(
+            CutRun(job_id, time.time(), worker, exit_, now - started, peak_memory, len(runs) - 1)
+            for job_id, started in runs
+        )
+
     def _bury(self, pid: int) -> None:
-        """Have a dead process' sign of life removed. If that fails, it is stale within seconds."""
+        """Have the store told of a dead process. If that fails, its sign of life is stale within seconds."""
         with suppress(OSError):
             if self._hazard or self._zygote is None:
                 fork(lambda: self._run_burial(pid))
@@ -572,7 +588,7 @@ class Supervisor:
     def _run_burial(self, pid: int) -> None:
         """In a new process, which loads the application by itself."""
         self._forget()
-        bury(self._plan.load(), pid)
+        bury(self._plan.load(), pid, self._deaths)
 
     def _ended(self, process: _Process, exit_: str) -> None:
         now, seat = time.monotonic(), process.seat

@@ -83,6 +83,11 @@ class WorkQueue:
                     continue
         return None
 
+    def is_idle(self, threads: int) -> bool:
+        """Whether nothing waits and so many threads sleep. For the thread that adds messages."""
+        # In this sequence: a thread that has taken a message was counted as awake before.
+        return not len(self) and self._idle >= threads
+
     def longest_wait(self) -> float:
         """How many seconds the oldest message has waited here; 0 if there is none."""
         since = min((_since(waiting) for waiting in self._waiting), default=float("inf"))

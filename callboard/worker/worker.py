@@ -22,11 +22,13 @@ from callboard.context import enter_run
 from callboard.loggers import get_logger
 from callboard.store.base import Control
 from callboard.store.control import ControlWatch
+from callboard.worker.cut_runs import CutRunMemory
 from callboard.worker.pace import AHEAD_MOST, Pace
 from callboard.worker.pulse import Pulse
 from callboard.worker.redeliveries import Redeliveries
 from callboard.worker.shutdown import Shutdown
 from callboard.worker.slots import Slots
+from callboard.worker.solitude import Solitude
 from callboard.worker.work_queue import WorkQueue
 
 log = get_logger(__name__)
@@ -47,6 +49,7 @@ class Worker:
         threads: How many jobs run at once.
         slots: Where to tell the supervisor what runs.
         pulse: Where to tell it that messages are claimed.
+        deaths: Where it notes the runs of processes that died.
 
     Attributes:
         broker: As given.
@@ -62,6 +65,7 @@ class Worker:
         threads: int = 8,
         slots: Slots | None = None,
         pulse: Pulse | None = None,
+        deaths: CutRunMemory | None = None,
     ) -> None:
         if threads < 1:
             raise ValueError(f"a worker needs at least one thread, not {threads}")
@@ -77,7 +81,8 @@ class Worker:
         self._has_room = threading.Event()
         self._napping = False
         self._work = WorkQueue(on_idle=self._end_nap)
-        self._redeliveries = Redeliveries(broker, self._is_running)
+        self._redeliveries = Redeliveries(broker, self._is_running, deaths=deaths)
+        self._solitude = Solitude(broker, self._work, threads)
         self._claimer = threading.Thread(target=self._claim, name="callboard-claimer", daemon=True)
         self._runners = [
             threading.Thread(target=self._run, args=(n,), name=f"callboard-runner-{n}", daemon=True)
@@ -87,7 +92,7 @@ class Worker:
     @property
     def claimed(self) -> int:
         """How many jobs it holds and hasn't started."""
-        return len(self._work) + len(self._redeliveries)
+        return len(self._work) + len(self._redeliveries) + len(self._solitude)
 
     @property
     def running(self) -> list[ClaimedMessage]:
@@ -145,8 +150,10 @@ class Worker:
                 self._napping = True
                 room, patience = self._room()
                 if self._redeliveries:
-                    room -= self._start_redelivered(room)
+                    room -= self._start_redelivered(0 if self._solitude else room)
                     patience = min(patience, self._redeliveries.patience())
+                if self._solitude:
+                    room, patience = 0, self._run_alone()
                 if room > 0:
                     self._napping = False
                     fetched = self._intake.fetch(room, patience)
@@ -155,11 +162,12 @@ class Worker:
                     fetched = []
                     self._has_room.wait(patience)
                 if self._pulse is not None:
-                    self._pulse.turned(len(fetched))
+                    # What claims nothing since something runs alone hasn't stalled.
+                    self._pulse.turned(len(fetched) or bool(self._solitude))
             except Exception:
                 log.exception("claiming failed, it goes on in a second")
                 self._stopping.wait(1.0)
-        left = [*self._redeliveries.close(), *self._work.close()]
+        left = [*self._redeliveries.close(), *self._solitude.close(), *self._work.close()]
         self._give_back([message.delivery for message in left])
 
     def _end_nap(self) -> None:
@@ -203,7 +211,7 @@ class Worker:
                 continue
             if message is None:
                 continue
-            if delivery.redelivered and self._redeliveries.concerns(message):
+            if (delivery.redelivered or delivery.headers) and self._redeliveries.concerns(message):
                 self._redeliveries.hold(message)
             else:
                 self._work.put(message)
@@ -215,8 +223,16 @@ class Worker:
         taken = self._redeliveries.take(room)
         for message in taken:
             self._work.put(message)
+        for message, cut_at in self._redeliveries.take_suspects():
+            self._solitude.add(message, cut_at)
         self._give_back([message.delivery for message in self._redeliveries.surplus()])
         return len(taken)
+
+    def _run_alone(self) -> float:
+        """See to what has to run alone; returns seconds until the next look."""
+        patience, unstarted = self._solitude.turn()
+        self._give_back([message.delivery for message in unstarted])
+        return patience
 
     def _is_running(self, job_id: str) -> bool:
         """Whether a job runs in this process or, where that can be told, another one of this worker."""

@@ -30,6 +30,7 @@ from typing import NoReturn
 from callboard.brokers.base import Broker
 from callboard.errors import BrokerUnavailable, StoreUnavailable
 from callboard.worker.child import Plan, run_child
+from callboard.worker.cut_runs import CutRun, CutRunMemory, remember
 from callboard.worker.patterns import select_queues
 from callboard.worker.reports import Report, report_of
 
@@ -150,7 +151,7 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
         def main() -> None:
             os.close(commands)
             if index == _BURIAL:  # noqa: B023  it runs at once
-                bury(broker, dead)  # noqa: B023  it runs at once
+                bury(broker, dead, plan.deaths)  # noqa: B023  it runs at once
                 return
             run_child(plan, block=block, companion=companion, broker=broker)  # noqa: B023  it runs at once
 
@@ -162,10 +163,11 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
     os._exit(0)
 
 
-def bury(broker: Broker, pid: int) -> None:
+def bury(broker: Broker, pid: int, deaths: CutRunMemory) -> None:
     """Have others take over what a worker process of this machine held that has died, and remove its sign of life.
     For a process of its own."""
     owner = f"{socket.gethostname()}:{pid}:"
+    _write_deaths(broker, deaths.of_worker(owner.rstrip(":")))  # before anybody gets what it ran
     with suppress(BrokerUnavailable):  # then others notice later
         broker.driver.bury(owner)
     if broker.store is None:
@@ -177,6 +179,12 @@ def bury(broker: Broker, pid: int) -> None:
         broker.store.close()
     except StoreUnavailable:  # then it is stale within seconds
         return
+
+
+def _write_deaths(broker: Broker, runs: list[CutRun]) -> None:
+    if broker.store is not None:
+        with suppress(StoreUnavailable):  # then this worker alone knows of them
+            remember(broker.store, runs)
 
 
 def _open_files() -> set[int]:

@@ -185,10 +185,13 @@ def test_two_copies_of_a_job_dont_start_together(
     assert held.take(10) == [copy]
 
 
-def test_where_claims_are_leases_nothing_waits(broker: Broker, redelivered: Redelivered) -> None:
+def test_where_claims_are_leases_it_is_looked_at_at_once(broker: Broker, redelivered: Redelivered) -> None:
     message = redelivered()
     broker.driver.claims_are_leases = True  # type: ignore[misc]  # of this one driver only
-    assert not Redeliveries(broker, lambda _: False).concerns(message)
+    held = Redeliveries(broker, lambda _: False)
+    held.hold(message)
+    assert held.patience() == 0
+    assert held.take(1) == [message]
 
 
 def test_a_worker_holds_no_thread_for_it_and_gives_it_back_when_it_stops(

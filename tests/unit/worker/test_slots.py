@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 from callboard.worker.slots import SlotMemory
 
@@ -56,3 +57,13 @@ def test_any_process_can_tell_what_runs_in_another() -> None:
     assert not mine.is_running("ob-12")
     memory.of(1).end(1)
     assert not mine.is_running("job-12")
+
+
+def test_each_run_has_its_start() -> None:
+    slots = SlotMemory(processes=1, threads=3).of(0)
+    before = time.monotonic()
+    slots.start(0, "x" * 128)
+    slots.start(2, "b")
+    (first, first_start), (second, second_start) = slots.runs()
+    assert (first, second) == ("x" * 128, "b")
+    assert before <= first_start <= second_start <= time.monotonic()
