@@ -9,6 +9,7 @@ which spreads the retries of many jobs that failed together better than any narr
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -52,9 +53,18 @@ class RetryPolicy:
             return False
         return isinstance(error, self.retry_on)
 
-    def wait(self, attempt: int, error: BaseException | None = None) -> timedelta:
-        """How long to wait after a failed attempt, counted from 1."""
-        if error is not None and (asked := retry_after(error)) is not None:
+    def wait(
+        self, attempt: int, error: BaseException | None = None, *, now: float | None = None
+    ) -> timedelta:
+        """How long to wait after a failed attempt.
+
+        Args:
+            attempt: Which, counted from 1.
+            error: What it failed of.
+            now: Seconds since the epoch, for an error that names the moment to come back; by default the time of
+                this machine.
+        """
+        if error is not None and (asked := retry_after(error, now)) is not None:
             return min(asked, max(self.cap, _DAY))
         seconds = min(self.cap.total_seconds(), self.base.total_seconds() * 2.0 ** min(attempt - 1, 60))
         if self.jitter:
@@ -62,22 +72,22 @@ class RetryPolicy:
         return timedelta(seconds=seconds)
 
 
-def retry_after(error: BaseException) -> timedelta | None:
+def retry_after(error: BaseException, now: float | None = None) -> timedelta | None:
     """When an error asks to come back: its `retry_after` (seconds, timedelta or aware datetime), or the
     Retry-After header of its `response` (RFC 9110, 10.2.3: seconds or an HTTP date)."""
     asked = getattr(error, "retry_after", None)
     if asked is None:
         headers = getattr(getattr(error, "response", None), "headers", None)
         asked = headers.get("Retry-After") if headers is not None and hasattr(headers, "get") else None
-    return _as_wait(asked)
+    return _as_wait(asked, time.time() if now is None else now)
 
 
-def _as_wait(asked: object) -> timedelta | None:
+def _as_wait(asked: object, now: float) -> timedelta | None:
     try:
         if isinstance(asked, str):
             asked = float(asked) if asked.strip().isdigit() else parsedate_to_datetime(asked)
         if isinstance(asked, datetime):
-            asked = asked - datetime.now(UTC)
+            asked = asked - datetime.fromtimestamp(now, UTC)
         if isinstance(asked, int | float) and not isinstance(asked, bool):
             asked = timedelta(seconds=asked)
     except (ValueError, TypeError, OverflowError):

@@ -55,7 +55,7 @@ class Retries(Middleware):
         elif isinstance(exception, Snooze):
             due = now + exception.wait.total_seconds()
             message.disposition = Later(State.SNOOZED, due, reason=text_of(exception))
-        elif (wait := self._wait(broker.get_actor(message.actor_name), message, exception)) is not None:
+        elif (wait := self._wait(broker.get_actor(message.actor_name), message, exception, now)) is not None:
             failed = message.failed_run(exception, now)
             message.disposition = Later(
                 State.RETRYING,
@@ -65,7 +65,7 @@ class Retries(Middleware):
             )
 
     def _wait(
-        self, actor: dramatiq.Actor[Any, Any], message: ClaimedMessage, error: BaseException
+        self, actor: dramatiq.Actor[Any, Any], message: ClaimedMessage, error: BaseException, now: float
     ) -> timedelta | None:
         """How long to wait for the next run; None if there is none."""
         options = {**actor.options, **message.options}
@@ -81,7 +81,7 @@ class Retries(Middleware):
             return None
         if isinstance(error, dramatiq.Retry) and error.delay is not None:
             return timedelta(milliseconds=error.delay)
-        return policy.wait(message.attempt, error)
+        return policy.wait(message.attempt, error, now=now)
 
     def _policy(self, options: dict[str, Any]) -> RetryPolicy:
         policy = options.get("retries")
