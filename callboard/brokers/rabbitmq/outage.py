@@ -48,8 +48,10 @@ def explain(error: BaseException, address: Address) -> str:
             f"RabbitMQ at {address} refuses the user '{address.user}': check the user and password in the URL"
         )
     if isinstance(error, IncompatibleProtocolError):
-        other = "amqp://" if address.tls else "amqps://"
-        return f"what answers at {address} doesn't speak AMQP: check the port, and whether the URL should be {other}"
+        advice = "check the port" + ("" if address.tls else ", and whether the URL should be amqps://")
+        return f"what answers at {address} doesn't speak AMQP: {advice}"
+    if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return f"what answers at {address} doesn't speak TLS: check the port, and whether the URL should be amqp://"
     return f"RabbitMQ at {address} is away: {_reason(error)}"
 
 

@@ -26,6 +26,10 @@ OnDelivery = Callable[[int, bool, bytes, Properties, bytes], None]
 #: Called with the tag, whether it stands for all before it too, and whether it is a confirm (or a refusal).
 OnConfirm = Callable[[int, bool, bool], None]
 
+_FIRST_BYTES = (
+    bytes([frames.METHOD]),
+    b"A",
+)  # of a server that speaks AMQP, or names the version that it speaks
 _RECEIVE = 64 * 1024  # bytes at once; pika's 4 kB would cost a system call for every few messages
 
 
@@ -104,6 +108,9 @@ class Stream(SelectConnection):  # type: ignore[misc]  # pika says nothing of it
         super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:
+        if not self.heard and data_in[:1] not in _FIRST_BYTES:
+            self.hang_up()  # some who speak something else would keep us waiting
+            return
         self.heard = time.monotonic()
         self.bytes_received += len(data_in)
         data = self._unread + data_in if self._unread else data_in
