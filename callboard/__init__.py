@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SendError,
         Snooze,
     )
+    from callboard.limits import RateLimit
     from callboard.queues import Priority
     from callboard.retry import RetryPolicy
     from callboard.states import State
@@ -49,6 +50,7 @@ __all__ = [
     "PayloadTooLarge",
     "Permanent",
     "Priority",
+    "RateLimit",
     "RetryPolicy",
     "SendError",
     "Snooze",
@@ -73,6 +75,7 @@ _HOMES = {
         "SendError",
         "Snooze",
     ),
+    "limits": ("RateLimit",),
     "queues": ("Priority",),
     "retry": ("RetryPolicy",),
     "states": ("State",),

@@ -73,6 +73,7 @@ class Headers(msgspec.Struct, omit_defaults=True, gc=False):
     hook_failures: Count = 0
     crashes: Count = 0  # runs whose worker died: from the first on, the job runs alone
     snoozes: Count = 0
+    slot: Moment | None = None  # when a limit lets it start: it was given this time, and waits for it
     deaths: Count = 0
     replayed_at: Moment | None = None
     signature: str = ""

@@ -27,6 +27,7 @@ from middleware.job_logging import JobLogging
 from middleware.job_metrics import JobMetrics
 from middleware.periodic import Periodic
 from middleware.pipelines import Pipelines
+from middleware.rate_limits import RateLimits
 from middleware.records import Records
 from middleware.retention import Retention
 from middleware.retries import Retries
@@ -51,6 +52,7 @@ def stack(
         EventLoop(),  # the event loop of async actors, before any job can start
         Cancellation(),  # a cancelled job must not start, so it stands before all that prepares a run
         Expiry(),  # and so must an expired one
+        RateLimits(),  # and one that has to wait starts later
         JobMetrics(metrics or Metrics()),  # counts as started what gets this far
         # Dramatiq's, of its exact class: it looks for that
         Results(backend=StoreResultBackend(store)),  # type: ignore[no-untyped-call]  # it has no annotations

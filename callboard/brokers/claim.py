@@ -38,6 +38,7 @@ class Later:
     due: float  # seconds since the epoch
     reason: str = ""
     failed_run: AttemptError | None = None
+    slot: float | None = None  # the moment that a limit has reserved for it
 
 
 @dataclass(slots=True, frozen=True)

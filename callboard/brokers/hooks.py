@@ -122,7 +122,11 @@ class Hooks(Core):
     def after_skip(self, message: ClaimedMessage) -> None:
         """Run the hooks after a job that `before_run` kept from running."""
         self.running.pop(threading.get_ident(), None)
-        self._note_failure(message, self._call_hooks("after_skip_message", message))
+        hooks = self._hooks_of("after_skip_message")
+        if message.disposition is not None and not isinstance(message.disposition, Finish):
+            # It comes again: Dramatiq's would tell whoever waits for the result that there is none.
+            hooks = [hook for hook in hooks if type(getattr(hook, "__self__", None)) is not Results]
+        self._note_failure(message, self._call_each(hooks, message))
 
     def _note_failure(self, message: ClaimedMessage, failed: HookFailed | None) -> None:
         if failed is not None and not isinstance(message.disposition, Drop | GiveBack | Merge):
@@ -130,8 +134,11 @@ class Hooks(Core):
 
     def _call_hooks(self, method: str, *args: Any, **kwargs: Any) -> HookFailed | None:
         """Run every hook, whatever the others do; returns the first failure."""
+        return self._call_each(self._hooks_of(method), *args, **kwargs)
+
+    def _call_each(self, hooks: list[Callable[..., Any]], *args: Any, **kwargs: Any) -> HookFailed | None:
         failed: HookFailed | None = None
-        for hook in self._hooks_of(method):
+        for hook in hooks:
             try:
                 hook(self, *args, **kwargs)
             except BaseException as error:  # noqa: BLE001  told by _hook_failed

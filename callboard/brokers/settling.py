@@ -101,11 +101,12 @@ class Settling(Hooks):
             ready_at=due,
             reason=later.reason,
             errors=list(old.errors),
+            slot=later.slot,
         )
         if later.failed_run is not None:
             headers.attempt += 1
             headers.errors.append(later.failed_run)
-        if later.state is State.SNOOZED:
+        if later.state is State.SNOOZED and later.slot is None:
             headers.snoozes += 1
         if later.state is State.PARKED:
             headers.parked_since = old.parked_since or now

@@ -169,6 +169,10 @@ def _retrying(e: Evidence, record: Record) -> str:
 
 
 def _snoozed(e: Evidence, record: Record) -> str:
+    if record.reason.startswith("waits for"):
+        if record.due_at is not None and record.due_at > e.now:
+            return f"{record.reason}: it may start in {_until(record.due_at, e.now)}{_cancel_note(e)}"
+        return f"{record.reason}, and due {_since(record.due_at, e.now)} in {e.queue}{_obstacle(e)}"
     reason = f" ({record.reason})" if record.reason else ""
     if record.due_at is not None and record.due_at > e.now:
         return f"snoozed by itself{reason}: it comes back in {_until(record.due_at, e.now)}{_cancel_note(e)}"

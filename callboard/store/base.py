@@ -365,6 +365,22 @@ class Store(ABC):
     def has_number(self, key: str) -> bool:
         """Whether a key has a number now."""
 
+    # -- limits ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def reserve(self, key: str, *, every: float, burst: int, came_back: bool) -> float:
+        """Reserve a start under a rate limit, by the store's clock.
+
+        Args:
+            key: Whose rate it is.
+            every: Seconds between two starts.
+            burst: How many may start at once after a lull.
+            came_back: The job was given a time before, and that has come.
+
+        Returns:
+            Seconds until it may start, or ask again with `came_back`; 0 means that it starts now.
+        """
+
     # -- heartbeats --------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -12,6 +12,7 @@ _SHARED = {
     "claim": ("expiring",),
     "release": ("expiring",),
     "move": ("expiring",),
+    "reserve": ("expiring",),
     "write": ("records",),
     "search": ("records", "places"),
     "remove": ("records", "places"),

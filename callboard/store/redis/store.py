@@ -214,6 +214,11 @@ class RedisStore(Store):
     def has_number(self, key: str) -> bool:
         return self._run("value", [self._now, "number", key]) is not None
 
+    # -- limits ----------------------------------------------------------------------------------------
+
+    def reserve(self, key: str, *, every: float, burst: int, came_back: bool) -> float:
+        return float(self._run("reserve", [self._now, key, every, burst, came_back], twice=False))
+
     # -- heartbeats ------------------------------------------------------------------------------------
 
     def beat(self, heartbeat: Heartbeat) -> None:

@@ -34,6 +34,7 @@ from callboard.store.base import (
     Store,
     Tick,
 )
+from callboard.store.slots import Slots
 from callboard.store.sqlite import schedules
 from callboard.store.sqlite.database import Database
 from callboard.store.sqlite.records import Batch, OutOfOrder
@@ -259,6 +260,23 @@ class SQLiteStore(Store):
     def has_number(self, key: str) -> bool:
         return self._living("SELECT value FROM numbers", key) is not None
 
+    # -- limits ----------------------------------------------------------------------------------------
+
+    def reserve(self, key: str, *, every: float, burst: int, came_back: bool) -> float:
+        now = self._clock()
+        with self._database.writing() as connection:
+            self._sweep(connection, now)
+            found = connection.execute(
+                "SELECT data FROM limits WHERE key = ? AND expires_at > ?", (key, now)
+            ).fetchone()
+            slots = msgspec.json.decode(found[0], type=Slots) if found else Slots()
+            wait = slots.reserve(now, every=every, burst=burst, came_back=came_back)
+            connection.execute(
+                "INSERT OR REPLACE INTO limits VALUES (?, ?, ?)",
+                (key, msgspec.json.encode(slots), now + slots.ttl(now)),
+            )
+        return wait
+
     # -- heartbeats ------------------------------------------------------------------------------------
 
     def beat(self, heartbeat: Heartbeat) -> None:
@@ -366,7 +384,7 @@ class SQLiteStore(Store):
         if abs(now - self._swept) < _SWEPT_EVERY:
             return
         self._swept = now
-        for table in ("keys", "numbers", "results"):
+        for table in ("keys", "numbers", "results", "limits"):
             connection.execute(
                 f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE expires_at <= ? LIMIT ?)",
                 (now, _SWEPT_AT_ONCE),

@@ -154,6 +154,18 @@ def test_it_snoozes(operations: Operations, actor: ActorDecorator, jobs: Jobs) -
     )
 
 
+def test_it_waits_for_a_rate_limit(operations: Operations, actor: ActorDecorator, jobs: Jobs) -> None:
+    @actor(category="post", rate="6/hour")
+    def call() -> None: ...
+
+    call.send()
+    waiting = call.send().message_id
+    jobs.drain(advance=False)
+
+    sentence = operations.why(waiting).sentence
+    assert sentence.startswith("Waits for the rate limit of call, 6/hour: it may start in ")
+
+
 def test_it_is_parked_since_it_was_first_looked_at(operations: Operations, jobs: Jobs) -> None:
     began = jobs.clock()
     for _ in range(3):

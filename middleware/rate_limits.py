@@ -1,0 +1,71 @@
+"""Lets jobs start no more often than their actor's rate allows, over all workers."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import dramatiq
+from dramatiq import Broker, Middleware
+from dramatiq.middleware import MiddlewareError, SkipMessage
+
+from callboard.brokers.base import Broker as CallboardBroker
+from callboard.brokers.claim import ClaimedMessage, Later
+from callboard.errors import DeclarationError, StoreUnavailable
+from callboard.limits import RateLimit, key_of
+from callboard.states import State
+from callboard.store.base import Store
+
+#: Seconds until a job looks again.
+STORE_AWAY = 5.0
+
+
+class RateLimits(Middleware):
+    """A job that must wait goes back to the broker with the time that is reserved for it, as snoozed: it uses no
+    attempt and no thread. While the store is away, jobs with a rate wait, and look again every 5 s."""
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {"rate"}
+
+    def before_declare_actor(self, broker: Broker, actor: dramatiq.Actor[Any, Any]) -> None:
+        rate = actor.options.get("rate")
+        if rate is None or isinstance(rate, RateLimit):
+            return
+        try:
+            actor.options["rate"] = RateLimit(rate)
+        except (ValueError, AttributeError) as error:
+            raise _WrongRate(f"the actor '{actor.actor_name}': {error}") from error
+
+    def before_process_message(self, broker: Broker, message: Any) -> None:
+        assert isinstance(broker, CallboardBroker)
+        limit: RateLimit | None = broker.actors[message.actor_name].options.get("rate")
+        if limit is None:
+            return
+        owner, value = limit.name or message.actor_name, key_of(limit.key, message.kwargs)
+        whose = f"{owner}, {value}" if value else owner
+        slot, now = message.headers.slot, broker.clock()
+        try:
+            wait = _store(broker).reserve(
+                f"{owner}:{value}", every=limit.every, burst=limit.at_once, came_back=slot is not None
+            )
+        except StoreUnavailable as error:
+            reason = f"waits for the store, which has the rate limit of {whose}: {error}"
+            _send_back(message, now + STORE_AWAY, reason, slot=slot)
+        if wait > 0:
+            reason = f"waits for the rate limit of {whose}, {limit.rate}"
+            _send_back(message, now + wait, reason, slot=now + wait)
+
+
+class _WrongRate(DeclarationError, MiddlewareError):
+    """Dramatiq lets only what is also its own error come up from a hook."""
+
+
+def _store(broker: CallboardBroker) -> Store:
+    if broker.store is None:
+        raise StoreUnavailable("this broker has none")
+    return broker.store
+
+
+def _send_back(message: ClaimedMessage, due: float, reason: str, *, slot: float | None) -> NoReturn:
+    message.disposition = Later(State.SNOOZED, due, reason=reason, slot=slot)
+    raise SkipMessage(reason)

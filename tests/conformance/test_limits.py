@@ -1,0 +1,103 @@
+"""Cancellation and limits on every driver, under both workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from callboard import RateLimit, State
+from callboard.errors import StoreUnavailable
+from tests.conformance.rig import PATIENCE, Rig, eventually
+from tests.conformance.test_brokers import plain_tracebacks, rig, rigs, shared_vhost
+
+__all__ = ["plain_tracebacks", "rig", "rigs", "shared_vhost"]  # pytest finds fixtures by the module's names
+
+
+def test_a_cancelled_run_that_does_not_look_is_interrupted(rig: Rig) -> None:
+    running = threading.Event()
+
+    @rig.actor(cancel_grace=timedelta(milliseconds=1))
+    def deaf() -> None:
+        running.set()
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    sent = deaf.send()
+    rig.start()
+    assert running.wait(PATIENCE)
+    rig.store.cancel(sent.message_id, at=time.time())
+    reason = rig.reaches(sent, State.CANCELLED).reason
+    assert reason == "cancelled while it ran, and interrupted after 0.001 s"
+    rig.finish()
+    assert len(rig.starts(sent)) == 1
+
+
+def test_jobs_with_a_rate_start_that_often_and_use_no_attempt(rig: Rig) -> None:
+    started: list[float] = []
+
+    @rig.actor(rate="5/s")
+    def call() -> None:
+        started.append(time.monotonic())
+
+    sent = [call.send() for _ in range(6)]
+    begun = time.monotonic()
+    rig.start(threads=4)
+    for message in sent:
+        rig.reaches(message, State.SUCCEEDED)
+    rig.finish()
+    assert len(started) == 6
+    # Two may come closer together than the spacing, but never all.
+    assert max(started) - begun >= 0.2 * 4 - 0.01
+    waited = [start for message in sent for start in rig.starts(message) if start.headers.hop]
+    assert waited
+    assert all((start.headers.attempt, start.headers.snoozes) == (0, 0) for start in waited)
+
+
+def test_each_value_of_the_key_has_a_rate_of_its_own(rig: Rig) -> None:
+    seen: list[str] = []
+
+    @rig.actor(rate=RateLimit("1/hour", key="tenant"))
+    def call(tenant: str) -> None:
+        seen.append(tenant)
+
+    first, second, other = call.send(tenant="a"), call.send(tenant="a"), call.send(tenant="b")
+    rig.start()
+    rig.reaches(first, State.SUCCEEDED)
+    rig.reaches(other, State.SUCCEEDED)
+    waiting = rig.reaches(second, State.SNOOZED)
+    assert waiting.reason == "waits for the rate limit of call, a, 1/hour"
+    assert waiting.due_at is not None
+    assert 3000 < waiting.due_at - time.time() <= 3601
+    rig.finish(delayed=1)
+    assert sorted(seen) == ["a", "b"]
+
+
+def test_while_the_store_is_away_jobs_with_a_rate_wait_and_others_run(rig: Rig, monkeypatch: Any) -> None:
+    @rig.actor(rate="1000/s")
+    def call() -> None: ...
+
+    @rig.actor()
+    def free() -> None: ...
+
+    away = threading.Event()
+    away.set()
+    reserve: Callable[..., float] = rig.store.reserve
+
+    def reserve_if_there(*args: Any, **kwargs: Any) -> float:
+        if away.is_set():
+            raise StoreUnavailable("it is away")
+        return reserve(*args, **kwargs)
+
+    monkeypatch.setattr(rig.store, "reserve", reserve_if_there)
+    monkeypatch.setattr("middleware.rate_limits.STORE_AWAY", 0.2)
+    waiting, running = call.send(), free.send()
+    rig.start()
+    rig.reaches(running, State.SUCCEEDED)
+    eventually(lambda: (r := rig.record(waiting)) is not None and r.reason.startswith("waits for the store"))
+    away.clear()
+    rig.reaches(waiting, State.SUCCEEDED)
+    rig.finish()
