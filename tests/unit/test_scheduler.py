@@ -307,6 +307,23 @@ def test_what_was_away_for_too_long_is_told_with_the_tick(
         assert "away" in shop.store.ticks("sweep")[0].reason
 
 
+def test_ticks_of_a_pause_are_told_and_not_made_up_for(shop: Shop) -> None:
+    schedule = cron("*/10 * * * *", misfire="run all")
+    one = shop.scheduler(schedule)
+    one.serve()
+    shop.store.pause_schedule("sweep", at=NOON + 60, by="ada")
+    shop.clock.now = NOON + 600
+    one.serve()
+    shop.clock.now = NOON + 3600  # it was away for a while
+    shop.scheduler(schedule).serve()
+    shop.store.pause_schedule("sweep", at=None)
+    shop.clock.now = NOON + 4200
+    one.serve()
+
+    assert shop.told() == [(10, "paused", 1), (60, "paused", 5), (70, "on time", 1)]
+    assert shop.sent() == [70]
+
+
 def test_what_periodiq_sent_is_not_caught_up(shop: Shop) -> None:
     schedule = cron("*/10 * * * *", misfire="run all")
     one = shop.scheduler(schedule)

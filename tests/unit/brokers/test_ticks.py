@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from dramatiq import Middleware
+from prometheus_client import CollectorRegistry
 
 from callboard import RetryPolicy, cron, current_job
 from callboard.actor import ActorDecorator, JobActor
@@ -19,9 +21,11 @@ from callboard.brokers import ticks
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
 from callboard.errors import NotQueued, StoreUnavailable
+from callboard.metrics import Metrics
 from callboard.states import State
+from callboard.store.base import Fate, Store
 from callboard.store.sqlite import SQLiteStore
-from callboard.testing import jobs_of
+from callboard.testing import Jobs, jobs_of
 from middleware import stack
 from middleware.periodic import Periodic
 
@@ -195,10 +199,14 @@ def test_without_a_store_the_id_is_the_ticks_all_the_same(driver: StubDriver, cl
     assert _ids(driver) == [f"sweep:{NOON:.0f}"]
 
 
+def _stack(store: Store) -> list[Middleware]:
+    return stack(store, metrics=Metrics(CollectorRegistry()))
+
+
 def test_a_tick_that_was_sent_twice_runs_once() -> None:
     runs = []
     store = SQLiteStore(":memory:")
-    broker = Broker(StubDriver(), store=store, middleware=stack(store))
+    broker = Broker(StubDriver(), store=store, middleware=_stack(store))
 
     @ActorDecorator(broker)(
         category="night", periodic=cron("*/10 * * * *"), retries=RetryPolicy(jitter=False)
@@ -220,3 +228,84 @@ def test_a_tick_that_was_sent_twice_runs_once() -> None:
         assert runs == [1, 2]
         assert jobs.state(ticks.tick_id(sweep, tick)) is State.SUCCEEDED
         assert not jobs.waiting
+
+
+@pytest.fixture
+def patrol() -> Iterator[tuple[JobActor[..., Any], Jobs, list[int]]]:
+    """An actor that is due every ten minutes, unless its last job hasn't ended; it fails while its list is empty."""
+    runs = [0]
+    store = SQLiteStore(":memory:")
+    broker = Broker(StubDriver(), store=store, middleware=_stack(store))
+    schedule = cron("*/10 * * * *", overlap="skip")
+
+    @ActorDecorator(broker)(
+        category="night", periodic=schedule, retries=RetryPolicy(base=timedelta(hours=1), jitter=False)
+    )
+    def patrol() -> None:
+        if not runs:
+            raise OSError("once more")
+
+    with closing(broker), jobs_of(broker) as jobs:
+        yield patrol, jobs, runs
+
+
+def _fates(jobs: Jobs) -> list[str]:
+    assert jobs.broker.store is not None
+    return [tick.fate.value for tick in reversed(jobs.broker.store.ticks("patrol"))]
+
+
+def test_a_tick_is_skipped_while_the_job_of_the_one_before_waits(patrol: Any) -> None:
+    actor, jobs, _ = patrol
+    first = jobs.tick(actor)
+    jobs.tick(actor)
+    jobs.tick(actor)
+    assert [job.id for job in jobs.waiting] == [first.message_id]
+    assert _fates(jobs) == ["on time", "overlap", "overlap"]
+    assert jobs.broker.store.ticks("patrol")[0].reason == f"{first.message_id} hadn't ended"
+
+    jobs.drain()
+    jobs.tick(actor)
+    assert len(jobs.waiting) == 1
+    assert _fates(jobs)[3:] == ["on time"]
+
+
+def test_a_tick_is_skipped_while_the_job_of_the_one_before_waits_for_its_next_attempt(patrol: Any) -> None:
+    actor, jobs, runs = patrol
+    runs.clear()
+    jobs.tick(actor)
+    jobs.drain(advance=False, fail=False)
+    jobs.tick(actor)
+    runs.append(0)
+    jobs.drain()  # an hour goes by
+    jobs.tick(actor)
+    assert _fates(jobs) == ["on time", "overlap", "on time"]
+
+
+def test_a_tick_is_skipped_while_a_job_that_was_run_now_has_not_ended(patrol: Any) -> None:
+    actor, jobs, _ = patrol
+    jobs.broker.ticks().run_now(actor, by="ada")
+    jobs.tick(actor)
+    assert _fates(jobs) == ["run now", "overlap"]
+    assert len(jobs.waiting) == 1
+
+
+def test_a_job_whose_record_is_forgotten_has_ended(patrol: Any) -> None:
+    actor, jobs, _ = patrol
+    jobs.tick(actor)
+    jobs.drain()
+    assert jobs.broker.store.remove_ended(before=jobs.clock() + 1) == 1
+    jobs.tick(actor)
+    assert _fates(jobs) == ["on time", "on time"]
+
+
+def test_periodiqs_way_minds_a_pause(sweep: Make, driver: StubDriver) -> None:
+    actor = sweep()
+    store = actor.broker.store
+    assert store is not None
+    store.pause_schedule("sweep", at=NOON, by="ada")
+    actor.send_with_options(scheduled_at=AT_NOON)
+    store.pause_schedule("sweep", at=None)
+    actor.send_with_options(scheduled_at=AT_NOON)
+
+    assert _ids(driver) == []
+    assert [(tick.fate, tick.reason) for tick in store.ticks("sweep")] == [(Fate.PAUSED, "paused by ada")]
