@@ -100,12 +100,14 @@ import json, sys
 from pathlib import Path
 from callboard.errors import CallboardError
 from callboard.logs import configure_logging
+from callboard.queues import Priority
 from callboard.worker.http_server import Address
 from callboard.worker.supervisor import WorkerOptions, run_supervisor
 
 options = json.loads(sys.argv[1])
 options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 options["watch"] = tuple(map(Path, options.get("watch", ())))
+options["reserve"] = {Priority[word]: count for word, count in options.get("reserve", {}).items()}
 if "http" in options:
     options["http"] = Address.parse(options["http"])
 

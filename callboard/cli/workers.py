@@ -11,6 +11,7 @@ from callboard.cli.options import Json, session
 from callboard.cli.session import refuse_stub
 
 if TYPE_CHECKING:
+    from callboard.queues import Priority
     from callboard.worker.http_server import Address
 
 Queues = Annotated[
@@ -46,6 +47,15 @@ def worker(
         typer.Option("--processes", "-p", metavar="N", min=1, max=50, help="How many processes run jobs."),
     ] = 2,
     threads: Threads = 8,
+    reserve: Annotated[
+        str,
+        typer.Option(
+            "--reserve",
+            metavar="PRIORITY=N,...",
+            help="More threads, for jobs at least so urgent: 'critical=1,high=2'. A process for each priority.",
+            show_default=False,
+        ),
+    ] = "",
     grace: Grace = 30.0,
     modules: Annotated[
         list[str] | None,
@@ -65,6 +75,7 @@ def worker(
         queues=tuple(queues or ()),
         processes=processes,
         threads=threads,
+        reserve=_reserved(reserve),
         grace=grace,
         module=session(ctx).module,
         modules=tuple(modules or ()),
@@ -112,6 +123,23 @@ def _address(text: str) -> Address | None:
     from callboard.worker.http_server import Address
 
     return Address.parse(text) if text.strip() else None
+
+
+def _reserved(text: str) -> dict[Priority, int]:
+    """How many threads are kept for jobs of which priority."""
+    from callboard.queues import Priority
+
+    words = {priority.word: priority for priority in Priority if priority is not Priority.LOW}
+    found: dict[Priority, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        word, _, count = part.partition("=")
+        priority = words.get(word.strip().lower())
+        if priority is None or priority in found or not count.strip().isdecimal() or int(count) < 1:
+            raise typer.BadParameter(
+                f"'{part}' reserves nothing: write critical=1 or high=2, each of {', '.join(words)} once at most"
+            )
+        found[priority] = int(count)
+    return found
 
 
 def _schedule(broker: Any, stop: Any) -> None:

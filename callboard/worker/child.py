@@ -25,9 +25,10 @@ from callboard.loggers import get_logger
 from callboard.logs import configure_logging
 from callboard.metrics.jobs import all_metrics
 from callboard.metrics.values import keep_shareable
+from callboard.queues import Priority
 from callboard.worker.cut_runs import CutRunMemory
 from callboard.worker.garbage import look_for_garbage_less_often
-from callboard.worker.patterns import select_queues
+from callboard.worker.patterns import queues_from, select_queues
 from callboard.worker.pulse import Pulse
 from callboard.worker.reports import Report, Reports, report_of
 from callboard.worker.slots import SlotMemory
@@ -60,6 +61,7 @@ class Plan:
     log_format: str
     log_successes: bool = False
     companions: Mapping[str, Companion] = field(default_factory=dict)
+    reserve: Mapping[Priority, int] = field(default_factory=dict)
     reports: Reports
     slots: SlotMemory
     deaths: CutRunMemory
@@ -79,17 +81,25 @@ class _Service(Protocol):
     def hurry(self) -> None: ...
 
 
-def run_child(plan: Plan, *, block: int, companion: str | None, broker: Broker | None = None) -> NoReturn:
+def run_child(
+    plan: Plan,
+    *,
+    block: int,
+    companion: str | None,
+    reserved: Priority | None = None,
+    broker: Broker | None = None,
+) -> NoReturn:
     """A process' main function.
 
     Args:
         block: Which slots it has.
         companion: What it runs instead of a worker.
+        reserved: The least urgent jobs that it runs; any, if that isn't given.
         broker: The application, if this process was forked from one that has loaded it.
     """
     code = 1
     try:
-        code = Child(plan, block, companion).run(broker)
+        code = Child(plan, block, companion, reserved).run(broker)
     except BaseException:
         log.exception("a worker process failed")
     finally:
@@ -103,10 +113,13 @@ def run_child(plan: Plan, *, block: int, companion: str | None, broker: Broker |
 class Child:
     """A process that runs a worker, or a companion of one."""
 
-    def __init__(self, plan: Plan, block: int, companion: str | None) -> None:
+    def __init__(
+        self, plan: Plan, block: int, companion: str | None, reserved: Priority | None = None
+    ) -> None:
         self._plan = plan
         self._block = block
         self._companion = companion
+        self._reserved = reserved
         self._pulse: Pulse | None = None
         self._finished = False
         self._ended_by_itself = False
@@ -144,12 +157,14 @@ class Child:
         if self._companion is not None:
             run = self._plan.companions[self._companion]
             return _CompanionThread(self._companion, run, broker, ended=lambda: self._wake(_ENDED_BYTE))
-        queues = select_queues(broker.queues, self._plan.patterns)
+        queues, threads = select_queues(broker.queues, self._plan.patterns), self._plan.threads
+        if self._reserved is not None:
+            queues, threads = queues_from(queues, self._reserved), self._plan.reserve[self._reserved]
         slots = self._plan.slots.of(self._block)
         return Worker(
             broker,
             queues,
-            threads=self._plan.threads,
+            threads=threads,
             slots=slots,
             pulse=self._pulse,
             deaths=self._plan.deaths,

@@ -43,12 +43,16 @@ class WorkerState:
         block: Which block of everything it has.
         running: How many jobs it runs.
         leaving: Whether it was told to stop.
+        queues: What it consumes, if not the same as most.
+        threads: How many jobs it runs at once, if not as many as most.
     """
 
     pid: int
     block: int
     running: int
     leaving: bool
+    queues: Sequence[str] | None = None
+    threads: int | None = None
 
 
 @dataclass(slots=True)
@@ -157,8 +161,9 @@ class Monitoring:
             if worker.leaving:
                 continue
             pulse = self._pulses.of(worker.block)
+            waits = work_waits if worker.queues is None else self._work_waits(worker.queues)
             self._stalls.look(
-                worker.pid, pulse, elapsed, has_work=work_waits and worker.running < self._threads
+                worker.pid, pulse, elapsed, has_work=waits and worker.running < self._threads_of(worker)
             )
             ill = self._stalls.needs_replacing(worker.pid, runs_jobs=worker.running > 0)
             if ill and worker.pid not in self._lost:
@@ -166,6 +171,9 @@ class Monitoring:
                 self._counts["callboard_worker_process_stalls"] += 1
                 lost.append(worker.pid)
         return lost
+
+    def _threads_of(self, worker: WorkerState) -> int:
+        return self._threads if worker.threads is None else worker.threads
 
     def _work_waits(self, queues: Sequence[str]) -> bool:
         """Whether messages wait that may be claimed. What isn't known doesn't wait."""
@@ -214,7 +222,7 @@ class Monitoring:
         values: dict[str, float] = {
             "callboard_worker_processes": len(ready),
             "callboard_worker_processes_wanted": self._processes,
-            "callboard_worker_threads": len(ready) * self._threads,
+            "callboard_worker_threads": sum(map(self._threads_of, ready)),
             "callboard_worker_processes_stalled": sum(self._stalls.has_stalled(w.pid) for w in ready),
             **self._counts,
         }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from callboard.errors import AppError, UnknownQueue
-from callboard.queues import Priority, split
+from callboard.queues import Priority, priority_of, split
 
 
 def select_queues(declared: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -30,6 +30,11 @@ def select_queues(declared: Iterable[str], patterns: Sequence[str]) -> list[str]
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UnknownQueue(f"no queue matches '{pattern}'; there are {', '.join(names)}")
     return [name for name in names if not wanted or any(fnmatchcase(name, p) for p in wanted)]
+
+
+def queues_from(names: Iterable[str], least: Priority) -> list[str]:
+    """Of some queues, those whose jobs are at least so urgent."""
+    return [name for name in names if priority_of(name) <= least]
 
 
 def summed_up(names: Iterable[str]) -> list[str]:

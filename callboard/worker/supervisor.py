@@ -36,16 +36,17 @@ from callboard import errors
 from callboard.brokers.base import Broker
 from callboard.errors import AppError, CallboardError
 from callboard.loggers import get_logger
+from callboard.queues import Priority
 from callboard.worker.child import Companion, Plan, run_child
 from callboard.worker.cut_runs import CutRun, CutRunMemory
 from callboard.worker.http_server import Address
 from callboard.worker.monitoring import Monitoring, WorkerState, WorkerStates
-from callboard.worker.patterns import summed_up
+from callboard.worker.patterns import queues_from, summed_up
 from callboard.worker.reload import Watcher
 from callboard.worker.reports import Report, Reports
 from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
 from callboard.worker.slots import SlotMemory
-from callboard.worker.zygote import Zygote, adopt_orphans, bury, companion_number, fork
+from callboard.worker.zygote import Zygote, adopt_orphans, bury, fork, number_of
 
 log = get_logger(__name__)
 
@@ -74,6 +75,7 @@ class WorkerOptions:
         queues: Patterns over the declared queues, such as `email.*`; none means all.
         processes: How many processes run jobs.
         threads: How many jobs each of them runs at once.
+        reserve: How many more jobs may run at once that are at least so urgent; each of these has a process.
         grace: Seconds that running jobs have to finish when the worker stops.
         module: The module that has the application's `broker`.
         modules: More modules that declare actors.
@@ -89,6 +91,7 @@ class WorkerOptions:
     queues: tuple[str, ...] = ()
     processes: int = 2
     threads: int = 8
+    reserve: Mapping[Priority, int] = field(default_factory=dict)
     grace: float = 30.0
     module: str = "broker"
     modules: tuple[str, ...] = ()
@@ -105,6 +108,15 @@ class WorkerOptions:
             raise ValueError(f"a worker has 1 to {MAX_PROCESSES} processes, not {self.processes}")
         if self.threads < 1:
             raise ValueError(f"a worker process needs at least one thread, not {self.threads}")
+        for priority, count in self.reserve.items():
+            if priority is Priority.LOW:
+                raise ValueError(
+                    "every thread takes low jobs; reserve some for critical, high or medium ones"
+                )
+            if count < 1:
+                raise ValueError(
+                    f"what is reserved for {priority.word} jobs is at least one thread, not {count}"
+                )
         if self.grace < 0:
             raise ValueError(f"the grace can't be negative: {self.grace}")
 
@@ -165,6 +177,7 @@ class _Seat:
     """The place of one process: who has it, who is to take over, what went wrong."""
 
     companion: str | None
+    reserved: Priority | None = None
     holder: _Process | None = None
     successor: _Process | None = None
     ordered: tuple[int, float] | None = None  # a process that hasn't begun: its block, since when
@@ -181,6 +194,7 @@ class Supervisor:
         self._options = options
         self._on_event = on_event or (lambda event: None)
         self._seats = [_Seat(None) for _ in range(options.processes)]
+        self._seats += [_Seat(None, reserved=priority) for priority in options.reserve]
         self._companions = dict(options.companions)
         if options.http is not None:
             self._companions["observer"] = self._observe
@@ -226,7 +240,7 @@ class Supervisor:
             return None
         monitoring = Monitoring(
             blocks=len(self._blocks),
-            processes=options.processes,
+            processes=options.processes + len(options.reserve),
             threads=options.threads,
             stalled_after=options.stalled_after,
         )
@@ -245,7 +259,7 @@ class Supervisor:
         self._awake, self._waker = os.pipe()
         for end in (self._awake, self._waker):
             os.set_blocking(end, False)
-        self._slots = SlotMemory(len(self._blocks), options.threads)
+        self._slots = SlotMemory(len(self._blocks), max(options.threads, *options.reserve.values(), 1))
         self._deaths = CutRunMemory()
         self._watcher = Watcher(options.watch) if options.watch else None
         self._plan = Plan(
@@ -258,6 +272,7 @@ class Supervisor:
             log_format=options.log_format,
             log_successes=options.log_successes,
             companions=self._companions,
+            reserve=options.reserve,
             reports=self._reports,
             slots=self._slots,
             deaths=self._deaths,
@@ -346,13 +361,24 @@ class Supervisor:
         if self._monitoring is None:
             return
         workers = [
-            WorkerState(p.pid, p.block, len(self._slots.of(p.block).running()), leaving=bool(p.told))
+            self._state_of(p)
             for p in self._processes.values()
             if p.ready is not None and p.seat.companion is None
         ]
         for pid in self._monitoring.look(WorkerStates(workers, self._queues, stopping=bool(self._urgency))):
             log.error("worker process claims nothing although messages wait, it is replaced", pid=pid)
             self._processes[pid].app = _OUTDATED
+
+    def _state_of(self, process: _Process) -> WorkerState:
+        running, reserved = self._slots.of(process.block).running(), process.seat.reserved
+        return WorkerState(
+            process.pid,
+            process.block,
+            len(running),
+            leaving=bool(process.told),
+            queues=None if reserved is None else queues_from(self._queues, reserved),
+            threads=None if reserved is None else self._options.reserve[reserved],
+        )
 
     def _changed(self, files: Sequence[Path]) -> None:
         """Files were saved: load the application anew. Callboard itself can't be, as this process runs it."""
@@ -388,6 +414,11 @@ class Supervisor:
     def _loaded(self, report: Report) -> None:
         if self._loading is None or report.pid != self._loading.pid:
             return
+        for priority in self._options.reserve:
+            if not queues_from(report.queues, priority):
+                refusal = f"a thread is reserved for {priority.word} jobs, and no queue of such is consumed"
+                self._refused(errors.UnknownQueue(refusal))
+                return
         if self._zygote is not None:
             self._zygote.end()
         self._zygote, self._loading = self._loading, None
@@ -451,16 +482,16 @@ class Supervisor:
         seat.ordered = block, now
         try:
             if self._hazard or self._zygote is None:
-                fork(lambda: self._run_child(block, seat.companion))
+                fork(lambda: self._run_child(block, seat))
             else:
-                self._zygote.fork(block, companion_number(list(self._companions), seat.companion))
+                self._zygote.fork(block, number_of(list(self._companions), seat.companion, seat.reserved))
         except OSError as error:
             self._not_begun(block, f"no process can be forked: {error}")
 
-    def _run_child(self, block: int, companion: str | None) -> NoReturn:
+    def _run_child(self, block: int, seat: _Seat) -> NoReturn:
         """In a new process, which loads the application by itself."""
         self._forget()
-        run_child(self._plan, block=block, companion=companion)
+        run_child(self._plan, block=block, companion=seat.companion, reserved=seat.reserved)
 
     def _begun(self, report: Report) -> None:
         for seat in self._seats:

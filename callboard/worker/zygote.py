@@ -29,6 +29,7 @@ from typing import NoReturn
 
 from callboard.brokers.base import Broker
 from callboard.errors import BrokerUnavailable, StoreUnavailable
+from callboard.queues import Priority
 from callboard.worker.child import Plan, run_child
 from callboard.worker.cut_runs import CutRun, CutRunMemory, remember
 from callboard.worker.patterns import select_queues
@@ -37,7 +38,7 @@ from callboard.worker.reports import Report, report_of
 _PR_SET_CHILD_SUBREAPER = 36
 #: An order to the zygote: a block of slots, what to run, the pid of a dead process.
 _COMMAND = struct.Struct("<BBI")
-_WORKER, _BURIAL = 255, 254
+_WORKER, _BURIAL, _RESERVED = 255, 254, 245
 _NOT_LINUX = "orphans can't be adopted on this system"
 
 
@@ -68,7 +69,7 @@ class Zygote:
 
         Args:
             block: Which slots it gets.
-            companion: The number of the companion that it runs, or 255 for a worker.
+            companion: What it runs; see `number_of`.
 
         Raises:
             OSError: If the zygote is gone.
@@ -153,7 +154,8 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
             if index == _BURIAL:  # noqa: B023  it runs at once
                 bury(broker, dead, plan.deaths)  # noqa: B023  it runs at once
                 return
-            run_child(plan, block=block, companion=companion, broker=broker)  # noqa: B023  it runs at once
+            reserved = _reserved_by(index)  # noqa: B023  it runs at once
+            run_child(plan, block=block, companion=companion, reserved=reserved, broker=broker)  # noqa: B023  it runs at once
 
         try:
             _fork_apart(main)
@@ -217,6 +219,13 @@ def _target(number: int) -> str:
         return f"file {number}"
 
 
-def companion_number(companions: Sequence[str], companion: str | None) -> int:
-    """How a companion is named in a command."""
+def number_of(companions: Sequence[str], companion: str | None, reserved: Priority | None) -> int:
+    """How it is told in a command what a process runs: a companion, a worker, or one for urgent jobs alone."""
+    if reserved is not None:
+        return _RESERVED + reserved
     return _WORKER if companion is None else companions.index(companion)
+
+
+def _reserved_by(number: int) -> Priority | None:
+    """The least urgent jobs that a process runs, where a command says so."""
+    return Priority(number - _RESERVED) if _RESERVED < number < _BURIAL else None

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,37 @@ def test_a_companion_runs_in_a_process_of_its_own_and_stops_with_the_worker(app:
 
 
 # -- refusing ------------------------------------------------------------------------------------------------
+
+
+def _have_ended(app: App, jobs: set[str]) -> bool:
+    return {job for _, job, _, _ in app.notes("end")} >= jobs
+
+
+def test_urgent_jobs_have_a_thread_of_their_own_however_busy_the_others_are(app: App) -> None:
+    worker = app.start(processes=1, threads=1, reserve={"CRITICAL": 1})
+    pids = worker.ready(2)
+    low = {app.send("hold", gate="gate", priority="low") for _ in range(3)}
+    until(lambda: app.notes("start"))
+    ((_, _, busy, _),) = app.notes("start")
+    for _ in range(2):
+        critical = {app.send("quick", priority="critical") for _ in range(3)}
+        until(partial(_have_ended, app, critical))
+        (reserved,) = {int(pid) for _, job, pid, _ in app.notes("end") if job in critical}
+        assert reserved != int(busy)
+        assert len([job for _, job, _, _ in app.notes("start") if job in low]) == 1
+        os.kill(reserved, signal.SIGKILL)  # whoever takes its place has it reserved, too
+        worker.wait_for("replaced")
+    assert int(busy) in pids
+    app.open("gate")
+    until(lambda: _have_ended(app, low))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+
+
+def test_a_thread_for_urgent_jobs_is_refused_where_none_are_consumed(app: App) -> None:
+    worker = app.start(queues=["*.low"], reserve={"HIGH": 1})
+    assert worker.exit_code() == 64
+    assert "a thread is reserved for high jobs, and no queue of such is consumed" in worker.log()
 
 
 def test_a_pattern_that_matches_nothing_is_refused(app: App) -> None:

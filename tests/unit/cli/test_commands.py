@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from callboard import State
+from callboard import Priority, State
 from callboard.brokers.driver import Outgoing
 from callboard.cli.exits import ExitCode
+from callboard.cli.workers import _reserved
 from callboard.errors import BrokerUnavailable, StoreUnavailable
 from callboard.store.base import Change, Heartbeat
 from callboard.testing import Jobs
@@ -682,3 +683,22 @@ def test_a_misspelt_command_suggests_the_right_one(callboard: Callboard) -> None
 
     assert done.code == ExitCode.USAGE
     assert "jobs" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {}),
+        ("critical=1", {Priority.CRITICAL: 1}),
+        ("critical=1, HIGH = 2,", {Priority.CRITICAL: 1, Priority.HIGH: 2}),
+    ],
+)
+def test_reserved_threads_are_read(text: str, found: dict[Priority, int]) -> None:
+    assert _reserved(text) == found
+
+
+@pytest.mark.parametrize("text", ["critical", "low=1", "urgent=1", "critical=0", "high=-1", "high=1,high=2"])
+def test_what_reserves_nothing_is_refused(text: str, callboard: Callboard) -> None:
+    refused = callboard("worker", "--reserve", text)
+    assert refused.code == ExitCode.USAGE
+    assert "reserves nothing" in refused.err

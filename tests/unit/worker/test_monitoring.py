@@ -256,6 +256,16 @@ def test_queues_that_a_worker_doesn_t_consume_don_t_make_it_ill(port: Port) -> N
     assert port.ask("/healthz")[0] == 200
 
 
+def test_a_process_for_urgent_jobs_is_judged_by_its_own_queues_and_threads(port: Port) -> None:
+    reserved = WorkerState(8, 1, 1, False, queues=["jobs.critical"], threads=1)
+    for _ in range(70):
+        port.see(*_seen(ready=5))
+        assert 8 not in port.monitoring.look(WorkerStates([WorkerState(7, 0, 2, False), reserved], QUEUES))
+        port.now += 1
+    assert port.ask("/healthz")[0] == 200
+    assert port.metrics()["callboard_worker_threads"] == 3
+
+
 def test_what_the_driver_can_t_tell_is_left_out(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, port: Port
 ) -> None:
