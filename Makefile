@@ -2,7 +2,7 @@
 # Options: PYTHON=python3.13 chooses the Python, BROKER=amqp the demo's broker, ARGS='-k name' goes to pytest.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench lock recording clean
+.PHONY: help demo test test-all test-faults check format bench lock recording clean
 
 WORKERS ?= 2
 PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
@@ -48,6 +48,10 @@ test: ## run the tests, but for the slow ones
 test-all: ## run all tests, the slow ones too
 	$(set_up) test $(SERVERS)
 	$(PYTEST) $(ARGS)
+
+test-faults: ## random faults for ten minutes, and the ledger of it; ARGS='--minutes 60 --only redis --seed 1'
+	$(set_up) test $(SERVERS)
+	.venv/bin/python -m tests.faults.soak $(ARGS)
 
 check: ## lint, format, types, imports, dependencies, payloads; what CI runs, with the tests
 	$(set_up) check

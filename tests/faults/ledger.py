@@ -64,9 +64,15 @@ class Ledger:
             runs[job_id] += [(start, self.killed.get(pid, float("inf")), pid) for start in starts]
         return runs
 
+    def ended(self) -> set[str]:
+        """Jobs of which a run came to its end."""
+        path = self.folder / "runs"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return {line.split()[1] for line in lines if line.startswith("end ")}
+
     def lost(self) -> set[str]:
-        """Jobs whose send returned and that haven't run."""
-        return self.sent().keys() - self.runs().keys()
+        """Jobs whose send returned and of which no run has ended."""
+        return self.sent().keys() - self.ended()
 
     def again(self) -> dict[str, list[Run]]:
         """The runs of the jobs that ran more than once, in their order."""
@@ -89,11 +95,22 @@ class Ledger:
         return sorted(pid for pid in pids - self.killed.keys() if Path(f"/proc/{pid}").exists())
 
     def __str__(self) -> str:
-        sent, runs = self.sent(), self.runs()
         return (
-            f"sent {len(sent)}, sends that raised {self.raised()}, ran {len(runs)}, ran again "
-            f"{len(self.again())}, lost {len(sent.keys() - runs.keys())}, killed {len(self.killed)}"
+            f"sent {len(self.sent())}, sends that raised {self.raised()}, ran {len(self.runs())}, ran again "
+            f"{len(self.again())}, lost {len(self.lost())}, killed {len(self.killed)}"
         )
+
+
+def environment_in(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of producers and workers whose ledger is kept in a folder."""
+    return os.environ | {
+        "LEDGER_FOLDER": str(folder),
+        "CALLBOARD_STORE_URL": f"file:{folder}",
+        "CALLBOARD_ONE_HOST": "1",
+        "CALLBOARD_SEND_DEADLINE": "20",
+        "CALLBOARD_LOG_LEVEL": "warning",
+        **more,
+    }
 
 
 @dataclass
@@ -121,6 +138,14 @@ class Processes:
         environment = self.environment | {"CALLBOARD_BROKER_URL": broker_url}
         with (self.ledger.folder / log).open("ab") as out:
             return subprocess.Popen(command, cwd=_ROOT, env=environment, stderr=out)
+
+    def deploy(self, broker_url: str) -> None:
+        """Start another worker, end the one that there was by SIGTERM, and wait for that."""
+        before = self.worker
+        assert before is not None
+        self.start_worker(broker_url)
+        before.terminate()
+        assert before.wait(60) == 0, "a worker that is told to end exits with 0"
 
     def live(self) -> bool:
         """Whether the worker and the producers run."""

@@ -1,0 +1,85 @@
+"""The account that `make test-faults` gives, and the command itself, for a moment."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.ledger import Ledger
+from tests.faults.soak import STAGES, Fault, account, drawn, soak
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    (tmp_path / "sent-a").write_text(
+        "".join(f"{job_id} 0.5\n" for job_id in ("good", "lost", "cut", "twice"))
+    )
+    lines = [
+        "start good 1 1.0 1",
+        "end good 1 1.1 1",
+        "start lost 1 1.2 1",
+        "start cut 2 1.3 1",
+        "cut cut 2 1.5 1",
+        "start cut 1 9.0 1",
+        "end cut 1 9.1 1",
+        "start twice 1 9.2 1",
+        "start twice 3 9.3 1",
+        "end twice 1 9.4 1",
+        "end twice 3 9.5 1",
+    ]
+    (tmp_path / "runs").write_text("\n".join(lines) + "\n")
+    return Ledger(tmp_path, killed={1: 9.6})
+
+
+FAULTS = [Fault("freeze", 0.1, 0.2), Fault("deploy", 1.4, 1.6), Fault("stall", 5.0, 5.1)]
+
+
+def test_a_job_of_which_no_run_has_ended_is_lost(ledger: Ledger) -> None:
+    assert ledger.lost() == {"lost"}
+    assert account(ledger, [], FAULTS, 1).lost == 1
+
+
+def test_a_job_that_has_a_dead_letter_is_not_lost(ledger: Ledger) -> None:
+    found = account(ledger, [("lost", "poison: 3 runs took their worker down")], FAULTS, 1)
+    assert found.lost == 0
+    assert found.dead == {"poison": 1}
+
+
+def test_runs_that_overlap_are_found(ledger: Ledger) -> None:
+    assert account(ledger, [], FAULTS, 1).at_once == 1
+
+
+def test_a_job_ran_again_after_the_fault_before_its_end(ledger: Ledger) -> None:
+    found = account(ledger, [], FAULTS, 1)
+    assert found.again == 2
+    assert found.why_again["after deploy"] == 1
+    ledger.killed[2] = 1.5
+    assert account(ledger, [], FAULTS, 1).why_again["its process was killed"] == 1
+
+
+def test_the_longest_pause_is_told_with_the_fault_before_its_end(ledger: Ledger) -> None:
+    found = account(ledger, [], FAULTS, 1)
+    assert found.longest_pause == pytest.approx(7.7)
+    assert found.paused_by == "stall"
+
+
+def test_the_same_seed_gives_the_same_faults_and_each_has_its_turn() -> None:
+    for stage in STAGES.values():
+        first, second = (
+            list(itertools.islice(drawn(stage.faults, random.Random("7")), 3 * len(stage.faults)))
+            for _ in range(2)
+        )
+        assert first == second
+        assert sorted(first) == sorted(stage.faults * 3)
+        assert all(callable(getattr(stage, name)) for name in stage.faults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(STAGES))
+def test_random_faults_lose_nothing_and_run_nothing_twice_at_once(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert soak([name], seed=1, seconds=20) == 0, capsys.readouterr().out
