@@ -44,14 +44,15 @@ class Delivery(msgspec.Struct, eq=False):
 class QueueCounts:
     """How many messages a queue has: to be claimed now, held by workers, and not yet due.
 
-    `delayed` is None where the driver can't tell (RabbitMQ keeps delays of all queues together).
+    `claimed` and `delayed` are None where the driver can't tell (RabbitMQ tells nobody what others have claimed,
+    and keeps delays of all queues together).
     `consumers` counts intakes open on the queue now, as far as the driver can see.
     `oldest` is for how many seconds the first of those to be claimed has been so, 0 if there is none; None where
     the driver can't tell cheaply.
     """
 
     ready: int = 0
-    claimed: int = 0
+    claimed: int | None = 0
     delayed: int | None = 0
     consumers: int = 0
     oldest: float | None = field(default=None, compare=False)

@@ -54,7 +54,7 @@ def list_queues(
 def _print_queues(shown: list[Any]) -> None:
     from rich.text import Text
 
-    from callboard.cli.output import Column, table
+    from callboard.cli.output import Column, note, table
 
     def number(value: int | None) -> str:
         return "?" if value is None else f"{value:,}" if value else "-"
@@ -90,6 +90,8 @@ def _print_queues(shown: list[Any]) -> None:
         ],
         rows,
     )
+    if any(status.claimed is None or status.delayed is None for status in shown):
+        note("?: this broker can't tell.", style="dim")
 
 
 def _queue_json(status: Any) -> dict[str, Any]:

@@ -75,7 +75,7 @@ JSON_FIELDS: dict[str, dict[str, str]] = {
         "category": "Its category.",
         "priority": "critical, high, medium or low; empty for the other kinds.",
         "ready": "How many can be claimed now.",
-        "claimed": "How many workers hold.",
+        "claimed": "How many workers hold; null where the broker can't tell (RabbitMQ).",
         "delayed": "How many aren't due yet; null where the broker can't tell (RabbitMQ).",
         "consumers": "How many workers consume it.",
         "paused": "Whether it is paused; null while the store is away.",

@@ -103,7 +103,7 @@ class Knowledge:
     def messages_left(self) -> int:
         """How many messages the broker has, in whatever state, as far as it can tell."""
         return sum(
-            status.ready + status.claimed + (status.delayed or 0)
+            status.ready + (status.claimed or 0) + (status.delayed or 0)
             for status in self._operations.queues.search()
         )
 

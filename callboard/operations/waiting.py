@@ -33,7 +33,7 @@ class QueueStatus:
     Attributes:
         kind: 'jobs', 'dead' or 'quarantine'.
         ready: What can be claimed now.
-        claimed: What workers hold.
+        claimed: What workers hold; None where the broker can't tell.
         delayed: What isn't due yet; None where the broker can't tell.
         consumers: How many workers consume it, as far as the broker or the signs of life tell.
         paused: None where the store can't be asked.
@@ -44,7 +44,7 @@ class QueueStatus:
     category: str
     priority: str
     ready: int
-    claimed: int
+    claimed: int | None
     delayed: int | None
     consumers: int
     paused: bool | None

@@ -45,7 +45,7 @@ class QueueSeen(msgspec.Struct, frozen=True):
     category: str
     priority: str
     ready: int
-    claimed: int
+    claimed: int | None
     delayed: int | None
     consumers: int
     oldest: float | None
@@ -189,7 +189,7 @@ def see_broker(broker: Broker) -> BrokerSeen:
             )
         )
     dead = {
-        name.removesuffix(".dead"): count.ready + count.claimed
+        name.removesuffix(".dead"): count.ready + (count.claimed or 0)
         for name, count in counts.items()
         if name != queues.QUARANTINE and not is_job_queue(name)
     }
@@ -197,7 +197,7 @@ def see_broker(broker: Broker) -> BrokerSeen:
     return BrokerSeen(
         queues=sorted(seen, key=lambda queue: queue.name),
         dead=dead,
-        quarantined=0 if quarantine is None else quarantine.ready + quarantine.claimed,
+        quarantined=0 if quarantine is None else quarantine.ready + (quarantine.claimed or 0),
         schedules=sum(isinstance(actor.options.get("periodic"), Cron) for actor in broker.actors.values()),
     )
 

@@ -282,7 +282,7 @@ class Rig:
         """Stop the workers; nothing is left of the jobs but what is said to be delayed."""
         self.stop()
         for name, counts in self.broker.driver.counts(self.queues()).items():
-            assert (counts.ready, counts.claimed) == (0, 0), name
+            assert (counts.ready, counts.claimed or 0) == (0, 0), name
         if self.tells_all:
             found = self.broker.driver.counts(self.queues()).values()
             assert sum(counts.delayed or 0 for counts in found) == delayed

@@ -684,7 +684,8 @@ def test_queues_lists_what_is_declared_and_what_exists(subject: Subject, driver:
 
 def test_a_queue_that_does_not_exist_counts_as_empty(driver: Driver) -> None:
     counts = driver.counts(["nowhere.low"])["nowhere.low"]
-    assert (counts.ready, counts.claimed, counts.consumers) == (0, 0, 0)
+    assert (counts.ready, counts.consumers) == (0, 0)
+    assert counts.claimed in (0, None)
     assert counts.delayed in (0, None)
 
 

@@ -116,7 +116,7 @@ class RabbitmqDriver(Driver):
         found = self._ask(count_messages(names))
         nothing = (0, 0)
         return {
-            queue: QueueCounts(ready=ready, delayed=None, consumers=consumers)
+            queue: QueueCounts(ready=ready, claimed=None, delayed=None, consumers=consumers)
             for queue, (ready, consumers) in ((queue, found.get(queue, nothing)) for queue in names)
         }
 

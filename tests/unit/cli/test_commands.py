@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from callboard import Priority, State
-from callboard.brokers.driver import Outgoing
+from callboard.brokers.driver import Outgoing, QueueCounts
 from callboard.cli.exits import ExitCode
 from callboard.cli.workers import _reserved
 from callboard.errors import BrokerUnavailable, StoreUnavailable
@@ -495,6 +495,22 @@ def test_queues_are_listed(callboard: Callboard, deliver: Any, die: Die) -> None
     assert "4 empty queues not shown" in done.err
     assert len(callboard("queues", "list", "--json").json["queues"]) == 6
     assert len(callboard("queues", "list", "post.*", "--json").json["queues"]) == 5
+
+
+def test_what_a_broker_cannot_tell_of_its_queues_is_said(
+    callboard: Callboard, jobs: Jobs, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counts(names: list[str]) -> dict[str, QueueCounts]:
+        return {name: QueueCounts(ready=3, claimed=None, delayed=None) for name in names}
+
+    monkeypatch.setattr(jobs.broker.driver, "counts", counts)
+
+    done = callboard("queues", "list")
+    rows = [line.split() for line in done.out.splitlines()]
+    assert rows[1][1:4] == ["3", "?", "?"]
+    assert "this broker can't tell" in done.err
+    listed = callboard("queues", "list", "--json").json["queues"]
+    assert {(queue["claimed"], queue["delayed"]) for queue in listed} == {(None, None)}
 
 
 def test_a_broker_whose_queues_need_no_creating_says_so(callboard: Callboard) -> None:
