@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         SendError,
         Snooze,
     )
-    from callboard.limits import RateLimit
+    from callboard.limits import ConcurrencyLimit, RateLimit
     from callboard.queues import Priority
     from callboard.retry import RetryPolicy
     from callboard.states import State
@@ -41,6 +41,7 @@ __all__ = [
     "CallboardError",
     "CallboardWarning",
     "Cancelled",
+    "ConcurrencyLimit",
     "FateUnknown",
     "InvalidPayload",
     "JobActor",
@@ -75,7 +76,7 @@ _HOMES = {
         "SendError",
         "Snooze",
     ),
-    "limits": ("RateLimit",),
+    "limits": ("ConcurrencyLimit", "RateLimit"),
     "queues": ("Priority",),
     "retry": ("RetryPolicy",),
     "states": ("State",),

@@ -1,6 +1,10 @@
-"""How often jobs may run: `@actor(rate="100/minute")`, `@actor(rate=RateLimit("10/s", key="tenant_id"))`.
+"""How often jobs may run, and how many at once.
 
-The limit holds over all workers. A job that must wait goes back to the broker with the time that is reserved for it: it
+    @actor(rate="100/minute")
+    @actor(rate=RateLimit("10/s", key="tenant_id"))
+    @actor(concurrency=ConcurrencyLimit(5, key="tenant_id"))
+
+A limit holds over all workers. A job that must wait goes back to the broker with the time that is reserved for it: it
 uses no attempt and no thread.
 """
 
@@ -60,6 +64,28 @@ class RateLimit:
     def at_once(self) -> int:
         """How many may start at once."""
         return self.burst if self.burst is not None else max(1, round(_AT_ONCE / self.every))
+
+
+@dataclass(frozen=True)
+class ConcurrencyLimit:
+    """So many jobs at once.
+
+    Attributes:
+        places: How many.
+        key: Each value has so many places of its own; see `RateLimit`.
+        name: Instead of the actor's, for actors that share places.
+
+    Raises:
+        ValueError: If there is no place.
+    """
+
+    places: int
+    key: Key | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.places, bool) or not isinstance(self.places, int) or self.places < 1:
+            raise ValueError(f"a concurrency limit is a number of jobs, 1 or more, not {self.places!r}")
 
 
 def key_of(key: Key | None, payload: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from callboard.store.rate_limits import StoreRateLimiterBackend
 from callboard.store.results import StoreResultBackend
 from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
+from middleware.concurrency_limits import ConcurrencyLimits
 from middleware.current_job import CurrentJob
 from middleware.dead_letters import DeadLetters
 from middleware.event_loop import EventLoop
@@ -52,7 +53,8 @@ def stack(
         EventLoop(),  # the event loop of async actors, before any job can start
         Cancellation(),  # a cancelled job must not start, so it stands before all that prepares a run
         Expiry(),  # and so must an expired one
-        RateLimits(),  # and one that has to wait starts later
+        ConcurrencyLimits(),  # one that has to wait for a place starts later
+        RateLimits(),  # last: a start that is reserved should not be lost to another wait
         JobMetrics(metrics or Metrics()),  # counts as started what gets this far
         # Dramatiq's, of its exact class: it looks for that
         Results(backend=StoreResultBackend(store)),  # type: ignore[no-untyped-call]  # it has no annotations

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import dramatiq
 from dramatiq import Broker, Middleware
-from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from callboard.brokers.base import Broker as CallboardBroker
-from callboard.brokers.claim import ClaimedMessage, Later
-from callboard.errors import DeclarationError, StoreUnavailable
+from callboard.errors import StoreUnavailable
 from callboard.limits import RateLimit, key_of
-from callboard.states import State
-from callboard.store.base import Store
-
-#: Seconds until a job looks again.
-STORE_AWAY = 5.0
+from middleware.waits import STORE_AWAY, WrongLimit, send_back, store_of
 
 
 class RateLimits(Middleware):
@@ -34,7 +28,7 @@ class RateLimits(Middleware):
         try:
             actor.options["rate"] = RateLimit(rate)
         except (ValueError, AttributeError) as error:
-            raise _WrongRate(f"the actor '{actor.actor_name}': {error}") from error
+            raise WrongLimit(f"the actor '{actor.actor_name}': {error}") from error
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
@@ -45,27 +39,12 @@ class RateLimits(Middleware):
         whose = f"{owner}, {value}" if value else owner
         slot, now = message.headers.slot, broker.clock()
         try:
-            wait = _store(broker).reserve(
+            wait = store_of(broker).reserve(
                 f"{owner}:{value}", every=limit.every, burst=limit.at_once, came_back=slot is not None
             )
         except StoreUnavailable as error:
             reason = f"waits for the store, which has the rate limit of {whose}: {error}"
-            _send_back(message, now + STORE_AWAY, reason, slot=slot)
+            send_back(message, now + STORE_AWAY, reason, slot=slot)
         if wait > 0:
             reason = f"waits for the rate limit of {whose}, {limit.rate}"
-            _send_back(message, now + wait, reason, slot=now + wait)
-
-
-class _WrongRate(DeclarationError, MiddlewareError):
-    """Dramatiq lets only what is also its own error come up from a hook."""
-
-
-def _store(broker: CallboardBroker) -> Store:
-    if broker.store is None:
-        raise StoreUnavailable("this broker has none")
-    return broker.store
-
-
-def _send_back(message: ClaimedMessage, due: float, reason: str, *, slot: float | None) -> NoReturn:
-    message.disposition = Later(State.SNOOZED, due, reason=reason, slot=slot)
-    raise SkipMessage(reason)
+            send_back(message, now + wait, reason, slot=now + wait)

@@ -381,6 +381,30 @@ class Store(ABC):
             Seconds until it may start, or ask again with `came_back`; 0 means that it starts now.
         """
 
+    @abstractmethod
+    def enter(self, key: str, job_id: str, *, places: int, ttl: float, came_back: bool) -> tuple[float, int]:
+        """Take one of a key's places, for `ttl` seconds by the store's clock.
+
+        Args:
+            key: Whose places they are.
+            job_id: Who takes one. A job that has one keeps it.
+            places: How many there are.
+            ttl: How long it is held without `stay`.
+            came_back: The job was told to look again, and does so.
+
+        Returns:
+            Seconds until it is to look again, with `came_back`; 0 means that it has its place. And about how many
+            wait before it.
+        """
+
+    @abstractmethod
+    def stay(self, key: str, job_id: str, *, ttl: float) -> None:
+        """Hold a place that the job has for `ttl` seconds from now."""
+
+    @abstractmethod
+    def leave(self, key: str, job_id: str) -> None:
+        """Give a place back, if the job has one."""
+
     # -- heartbeats --------------------------------------------------------------------------------------
 
     @abstractmethod

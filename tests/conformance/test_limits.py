@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from callboard import RateLimit, State
+from callboard import ConcurrencyLimit, RateLimit, State
 from callboard.errors import StoreUnavailable
 from tests.conformance.rig import PATIENCE, Rig, eventually
 from tests.conformance.test_brokers import plain_tracebacks, rig, rigs, shared_vhost
@@ -100,4 +100,69 @@ def test_while_the_store_is_away_jobs_with_a_rate_wait_and_others_run(rig: Rig, 
     eventually(lambda: (r := rig.record(waiting)) is not None and r.reason.startswith("waits for the store"))
     away.clear()
     rig.reaches(waiting, State.SUCCEEDED)
+    rig.finish()
+
+
+def test_no_more_run_at_once_than_the_limit_and_all_run(rig: Rig) -> None:
+    lock = threading.Lock()
+    inside: dict[str, int] = {"a": 0, "b": 0}
+    most: dict[str, int] = {"a": 0, "b": 0}
+
+    @rig.actor(concurrency=ConcurrencyLimit(1, key="tenant"))
+    def work(tenant: str) -> None:
+        with lock:
+            inside[tenant] += 1
+            most[tenant] = max(most[tenant], inside[tenant])
+        time.sleep(0.05)
+        with lock:
+            inside[tenant] -= 1
+
+    sent = [work.send(tenant=tenant) for tenant in "aaaab"]
+    rig.start(threads=2)
+    rig.start(threads=2)
+    for message in sent:
+        rig.reaches(message, State.SUCCEEDED)
+    rig.finish()
+    assert most == {"a": 1, "b": 1}
+    assert all(start.headers.attempt == 0 for message in sent for start in rig.starts(message))
+
+
+def test_who_waits_for_a_place_holds_no_thread_and_says_so(rig: Rig) -> None:
+    started, release = threading.Event(), threading.Event()
+
+    @rig.actor(concurrency=1)
+    def hold() -> None:
+        started.set()
+        assert release.wait(PATIENCE)
+
+    @rig.actor()
+    def free() -> None: ...
+
+    first = hold.send()
+    rig.start(threads=2)
+    assert started.wait(PATIENCE)
+    second = hold.send()
+    eventually(
+        lambda: (
+            (r := rig.record(second)) is not None
+            and r.reason == "waits for the place of hold, about 0 before it"
+        )
+    )
+    rig.reaches(free.send(), State.SUCCEEDED)
+    release.set()
+    rig.reaches(first, State.SUCCEEDED)
+    rig.reaches(second, State.SUCCEEDED)
+    rig.finish()
+
+
+def test_a_failed_run_gives_its_place_back(rig: Rig) -> None:
+    @rig.actor(concurrency=1, retries=0)
+    def bad() -> None:
+        raise ValueError("no")
+
+    sent = [bad.send() for _ in range(2)]
+    rig.start()
+    for message in sent:
+        rig.reaches(message, State.DEAD)
+    assert rig.store.enter("bad:", "another", places=1, ttl=1, came_back=True)[0] == 0
     rig.finish()

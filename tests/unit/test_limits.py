@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from callboard import RateLimit
+from callboard import ConcurrencyLimit, RateLimit
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
@@ -42,6 +42,12 @@ def test_a_key_is_a_field_or_made_of_the_payload() -> None:
     assert key_of(lambda payload: payload["tenant"] % 2, {"tenant": 7}) == "1"
 
 
+@pytest.mark.parametrize("places", [0, -1, True, "5"])
+def test_what_is_no_number_of_places_is_refused(places: int) -> None:
+    with pytest.raises(ValueError, match="a concurrency limit is a number of jobs"):
+        ConcurrencyLimit(places)
+
+
 def test_an_actor_with_a_rate_that_makes_no_sense_is_not_declared() -> None:
     store = open_store("memory:")
     broker = Broker(StubDriver(), store=store, middleware=stack(store))
@@ -49,5 +55,10 @@ def test_an_actor_with_a_rate_that_makes_no_sense_is_not_declared() -> None:
 
         @ActorDecorator(broker)(category="jobs", rate="often")
         def call() -> None: ...
+
+    with pytest.raises(DeclarationError, match="the actor 'call-again': a concurrency limit is"):
+
+        @ActorDecorator(broker)(category="jobs", concurrency=0)
+        def call_again() -> None: ...
 
     broker.close()

@@ -13,6 +13,7 @@ script (`lua/`), so that nobody sees half of it:
     callboard:{shop}:store:version        string: of these two; on the channel `control` workers are told of changes
     callboard:{shop}:store:key:KEY        string: when a claim is over, and whose it is; so `number:` and `result:`
     callboard:{shop}:store:slots:KEY      string: the times of a rate limit, see `callboard/store/slots.py`
+    callboard:{shop}:store:places:KEY     string: who has them, see `callboard/store/places.py`
     callboard:{shop}:store:counters       hash
     callboard:{shop}:store:workers        hash: signs of life; `beats` says how old they are
     callboard:{shop}:store:audit          sorted set: entries, by time

@@ -13,6 +13,7 @@ _SHARED = {
     "release": ("expiring",),
     "move": ("expiring",),
     "reserve": ("expiring",),
+    "place": ("expiring",),
     "write": ("records",),
     "search": ("records", "places"),
     "remove": ("records", "places"),

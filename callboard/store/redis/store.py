@@ -219,6 +219,16 @@ class RedisStore(Store):
     def reserve(self, key: str, *, every: float, burst: int, came_back: bool) -> float:
         return float(self._run("reserve", [self._now, key, every, burst, came_back], twice=False))
 
+    def enter(self, key: str, job_id: str, *, places: int, ttl: float, came_back: bool) -> tuple[float, int]:
+        wait, before = self._run("place", [self._now, key, job_id, "enter", places, ttl, came_back])
+        return float(wait), before
+
+    def stay(self, key: str, job_id: str, *, ttl: float) -> None:
+        self._run("place", [self._now, key, job_id, "stay", 0, ttl, False])
+
+    def leave(self, key: str, job_id: str) -> None:
+        self._run("place", [self._now, key, job_id, "leave", 0, 0, False])
+
     # -- heartbeats ------------------------------------------------------------------------------------
 
     def beat(self, heartbeat: Heartbeat) -> None:

@@ -12,7 +12,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from callboard.store.base import (
     Store,
     Tick,
 )
+from callboard.store.places import Places
 from callboard.store.slots import Slots
 from callboard.store.sqlite import schedules
 from callboard.store.sqlite.database import Database
@@ -42,8 +43,9 @@ from callboard.store.sqlite.search import count_by_state, partitions, read_recor
 from callboard.store.takeable import mended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+L = TypeVar("L", Slots, Places)
 T = TypeVar("T")
 
 _CANCELLED_FOR = 400 * 86_400.0  # longer than any delay
@@ -263,19 +265,36 @@ class SQLiteStore(Store):
     # -- limits ----------------------------------------------------------------------------------------
 
     def reserve(self, key: str, *, every: float, burst: int, came_back: bool) -> float:
+        with self._limit(f"slots:{key}", Slots) as (slots, now):
+            return slots.reserve(now, every=every, burst=burst, came_back=came_back)
+
+    def enter(self, key: str, job_id: str, *, places: int, ttl: float, came_back: bool) -> tuple[float, int]:
+        with self._limit(f"places:{key}", Places) as (known, now):
+            return known.enter(now, job_id, places=places, ttl=ttl, came_back=came_back)
+
+    def stay(self, key: str, job_id: str, *, ttl: float) -> None:
+        with self._limit(f"places:{key}", Places) as (known, now):
+            known.stay(now, job_id, ttl=ttl)
+
+    def leave(self, key: str, job_id: str) -> None:
+        with self._limit(f"places:{key}", Places) as (known, now):
+            known.leave(now, job_id)
+
+    @contextmanager
+    def _limit(self, key: str, kind: type[L]) -> Iterator[tuple[L, float]]:
+        """What is known of a limit, to be changed, and the moment."""
         now = self._clock()
         with self._database.writing() as connection:
             self._sweep(connection, now)
             found = connection.execute(
                 "SELECT data FROM limits WHERE key = ? AND expires_at > ?", (key, now)
             ).fetchone()
-            slots = msgspec.json.decode(found[0], type=Slots) if found else Slots()
-            wait = slots.reserve(now, every=every, burst=burst, came_back=came_back)
+            known = msgspec.json.decode(found[0], type=kind) if found else kind()
+            yield known, now
             connection.execute(
                 "INSERT OR REPLACE INTO limits VALUES (?, ?, ?)",
-                (key, msgspec.json.encode(slots), now + slots.ttl(now)),
+                (key, msgspec.json.encode(known), now + known.ttl(now)),
             )
-        return wait
 
     # -- heartbeats ------------------------------------------------------------------------------------
 
