@@ -27,7 +27,8 @@ from callboard.cli.options import (
 
 if TYPE_CHECKING:
     from callboard.operations import Operations
-    from callboard.operations.dead_letters import LetterDetails, Letters, LetterSummary, WalkResult
+    from callboard.operations.dead_letters import WalkResult
+    from callboard.operations.letters import LetterDetails, Letters, LetterSummary
 
 app = typer.Typer(
     cls=GroupedCommands,
@@ -333,7 +334,7 @@ def _letters(
     since: str | None,
     until: str | None,
 ) -> Letters:
-    from callboard.operations.dead_letters import Letters
+    from callboard.operations.letters import Letters
 
     return Letters(
         ids=list(ids or ()),

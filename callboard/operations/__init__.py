@@ -13,9 +13,10 @@ from callboard.brokers.base import Broker
 from callboard.errors import StoreUnavailable
 from callboard.operations.audit import Audit
 from callboard.operations.configuration import Setting, settings_report
-from callboard.operations.dead_letters import DeadLetters, Letters
+from callboard.operations.dead_letters import DeadLetters
 from callboard.operations.declared import ActorSchema, schemas
 from callboard.operations.jobs import Jobs
+from callboard.operations.letters import Letters
 from callboard.operations.quarantine import Quarantine
 from callboard.operations.schedules import Schedules
 from callboard.operations.waiting import Queues, QueueStatus

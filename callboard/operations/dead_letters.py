@@ -8,7 +8,7 @@ A store that was lost, or is behind, is put right by `reindex`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,18 @@ from callboard.envelope import Headers
 from callboard.errors import JobNotFound, NotPossible, NotQueued, StoreUnavailable, UnknownActor, Unreadable
 from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
+from callboard.operations.letters import (
+    AUDITED_IDS,
+    Cause,
+    LetterDetails,
+    Letters,
+    LetterSummary,
+    details_of,
+    details_of_record,
+    summary_of,
+    summary_of_record,
+)
+from callboard.operations.records import BATCH, records_of
 from callboard.payload import masked_json
 from callboard.states import State, order
 from callboard.store.base import Change, Query, Record, Store
@@ -32,108 +44,6 @@ log = get_logger(__name__)
 
 #: Called now and then on a long walk: the queue, how many letters were looked at, and how many there are.
 Progress = Callable[[str, int, int], None]
-
-_RECORD_BATCH = 500
-_AUDITED_IDS = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Letters:
-    """Which letters: those for which every condition holds that is set. With none, all of them.
-
-    `text` looks into the error and the reason, whatever the case; `since` (at or after) and `until` (before)
-    go by the time of death.
-    """
-
-    ids: Collection[str] = ()
-    categories: Collection[str] = ()
-    actors: Collection[str] = ()
-    fingerprint: str | None = None
-    tags: Collection[str] = ()
-    text: str | None = None
-    since: float | None = None
-    until: float | None = None
-
-    def match(self, letter: LetterSummary) -> bool:
-        """Whether a letter is one of them."""
-        return (
-            (not self.ids or letter.job_id in self.ids)
-            and (not self.categories or letter.category in self.categories)
-            and (not self.actors or letter.actor in self.actors)
-            and (self.fingerprint is None or letter.fingerprint == self.fingerprint)
-            and set(self.tags) <= set(letter.tags)
-            and (self.text is None or self.text.lower() in f"{letter.error}\n{letter.reason}".lower())
-            and (self.since is None or letter.died_at >= self.since)
-            and (self.until is None or letter.died_at < self.until)
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """The conditions that are set; of many ids the first hundred."""
-        conditions: dict[str, Any] = {}
-        for name in ("ids", "categories", "actors", "tags"):
-            if values := list(getattr(self, name)):
-                conditions[name] = sorted(values)[:_AUDITED_IDS]
-        for name in ("fingerprint", "text", "since", "until"):
-            if (value := getattr(self, name)) is not None:
-                conditions[name] = value
-        return conditions
-
-    def __str__(self) -> str:
-        conditions = self.as_json()
-        if set(conditions) == {"ids"} and len(self.ids) == 1:
-            return next(iter(self.ids))
-        texts = (f"{k}={','.join(v) if isinstance(v, list) else v}" for k, v in conditions.items())
-        return " ".join(texts) or "all"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LetterSummary:
-    """A letter in a line."""
-
-    job_id: str
-    actor: str
-    category: str
-    queue: str  # where a replay goes
-    died_at: float
-    attempts: int
-    reason: str
-    error: str
-    fingerprint: str
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoryLine:
-    """A line of how a job came to be dead."""
-
-    at: float
-    text: str
-    attempt: int = 0
-    worker: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LetterDetails:
-    """A letter with its whole story. `payload` is JSON with its secrets masked."""
-
-    summary: LetterSummary
-    payload: str
-    traceback: str
-    enqueued_at: float | None
-    story: tuple[StoryLine, ...]
-    from_broker: bool = False  # the store didn't know it, so its queue was walked
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
-    """The letters that have a fingerprint in common."""
-
-    fingerprint: str
-    actor: str
-    error: str
-    count: int
-    first_at: float
-    last_at: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -255,11 +165,11 @@ class DeadLetters:
         if record is not None:
             if record.state is not State.DEAD:
                 raise JobNotFound(f"job {job_id} is no dead letter: it is {record.state}")
-            return _details_of_record(record)
+            return details_of_record(record)
         letter = self.find(job_id)
         if letter is None:
             raise JobNotFound(f"there is no dead letter {job_id}, neither in the store nor in the queues")
-        return self._details_of_letter(letter)
+        return details_of(letter, payload=self._masked_original(letter))
 
     def find(self, job_id: str, *, progress: Progress | None = None) -> DeadLetter | None:
         """A letter by a walk over the queues, whatever the index says."""
@@ -353,7 +263,7 @@ class DeadLetters:
             str(which),
             count=len(result.job_ids),
             reason=reason,
-            job_ids=result.job_ids[:_AUDITED_IDS],
+            job_ids=result.job_ids[:AUDITED_IDS],
         )
         return result
 
@@ -390,7 +300,7 @@ class DeadLetters:
                 seen.add((letter.job_id, letter.death))
                 result.job_ids.append(letter.job_id)
                 batch.append(self._indexing(letter))
-                if len(batch) >= _RECORD_BATCH:
+                if len(batch) >= BATCH:
                     store.write(batch)
                     batch.clear()
                 return Verdict.KEEP
@@ -445,7 +355,7 @@ class DeadLetters:
                 return verdict
 
             def settled(queue: str, seen: int, total: int) -> None:
-                if len(pending) >= _RECORD_BATCH:
+                if len(pending) >= BATCH:
                     self._record(pending, result)
                 if progress is not None:
                     progress(queue, seen, total)
@@ -525,14 +435,8 @@ class DeadLetters:
             tags=list(which.tags),
             fingerprint=which.fingerprint,
             text=which.text,
-            limit=_RECORD_BATCH,
         )
-        while True:
-            page = store.search(query)
-            yield from self._matching(page.records, which)
-            if page.next is None:
-                return
-            query.after = page.next
+        yield from self._matching(records_of(store, query), which)
 
     @staticmethod
     def _matching(records: Iterable[Record], which: Letters) -> Iterable[LetterSummary]:
@@ -568,9 +472,10 @@ class DeadLetters:
     def _settle_stale(self, category: str, alive: set[str], before: float) -> int:
         """Records that say dead although the queue has no such letter any more: a walk that broke off
         had thrown it away."""
+        query = Query(states=[State.DEAD], categories=[category])
         stale = [
             record
-            for record in self._records(category)
+            for record in records_of(self._store(), query)
             if record.job_id not in alive and record.updated_at < before
         ]
         text = "discarded: its letter was no longer in the queue when that was indexed"
@@ -589,16 +494,6 @@ class DeadLetters:
             ]
         )
         return len(stale)
-
-    def _records(self, category: str) -> Sequence[Record]:
-        records: list[Record] = []
-        query = Query(states=[State.DEAD], categories=[category], limit=_RECORD_BATCH)
-        while True:
-            page = self._store().search(query)
-            records += page.records
-            if page.next is None:
-                return records
-            query.after = page.next
 
     # -- the rest ----------------------------------------------------------------------------------------
 
@@ -641,24 +536,6 @@ class DeadLetters:
         except StoreUnavailable as error:
             log.warning("cancellation not forgotten", job_id=job_id, error=str(error))
 
-    def _details_of_letter(self, letter: DeadLetter) -> LetterDetails:
-        return LetterDetails(
-            summary=summary_of(letter),
-            payload=self._masked_original(letter),
-            traceback=letter.traceback,
-            enqueued_at=letter.enqueued_at or None,
-            story=tuple(
-                StoryLine(
-                    at=failed.at,
-                    text=f"attempt {failed.attempt} failed: {failed.type}: {failed.message}",
-                    attempt=failed.attempt,
-                    worker=failed.worker,
-                )
-                for failed in letter.attempts
-            ),
-            from_broker=True,
-        )
-
     def _masked_original(self, letter: DeadLetter) -> str:
         try:
             message = envelope.decode(letter.original, max_bytes=len(letter.original))
@@ -671,52 +548,6 @@ class DeadLetters:
     def _masked(self, actor_name: str, kwargs: Mapping[str, Any]) -> str:
         actor = self._broker.actors.get(actor_name)
         return actor.payload.masked(kwargs) if isinstance(actor, JobActor) else masked_json(kwargs)
-
-
-def summary_of(letter: DeadLetter) -> LetterSummary:
-    """A letter in a line, from itself."""
-    return LetterSummary(
-        job_id=letter.job_id,
-        actor=letter.actor,
-        category=queues.category_of(letter.queue),
-        queue=letter.queue,
-        died_at=letter.died_at,
-        attempts=letter.attempts[-1].attempt if letter.attempts else letter.headers.attempt,
-        reason=letter.reason,
-        error=letter.error,
-        fingerprint=letter.fingerprint,
-        tags=tuple(letter.tags),
-    )
-
-
-def summary_of_record(record: Record) -> LetterSummary:
-    """A letter in a line, from the index."""
-    error = f"{record.error_type}: {record.error}" if record.error_type else record.error
-    return LetterSummary(
-        job_id=record.job_id,
-        actor=record.actor,
-        category=record.category,
-        queue=record.queue,
-        died_at=record.finished_at or record.updated_at,
-        attempts=record.attempt,
-        reason=record.reason,
-        error=error or record.reason,
-        fingerprint=record.fingerprint,
-        tags=record.tags,
-    )
-
-
-def _details_of_record(record: Record) -> LetterDetails:
-    return LetterDetails(
-        summary=summary_of_record(record),
-        payload=record.payload,
-        traceback=record.traceback,
-        enqueued_at=record.enqueued_at,
-        story=tuple(
-            StoryLine(at=event.at, text=event.text, attempt=event.attempt, worker=event.worker)
-            for event in record.events
-        ),
-    )
 
 
 @dataclass(frozen=True, slots=True)

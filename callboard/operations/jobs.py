@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from callboard.brokers.base import Broker
 from callboard.errors import BrokerUnavailable, JobNotFound, NotPossible, StoreUnavailable
 from callboard.operations.audit import Audit
-from callboard.operations.dead_letters import DeadLetters, Letters
+from callboard.operations.dead_letters import DeadLetters
+from callboard.operations.letters import Letters
 from callboard.states import State
 from callboard.store.base import Change, Page, Query, Record, Store
 

@@ -16,13 +16,13 @@ from callboard.errors import NotPossible, StoreUnavailable, UnknownQueue, Unread
 from callboard.loggers import get_logger
 from callboard.operations.audit import Audit
 from callboard.operations.quarantine import unique_keys
+from callboard.operations.records import BATCH, records_of
 from callboard.operations.why import can_locate, is_job_queue
 from callboard.states import State, order
 from callboard.store.base import Change, Heartbeat, Query, Store
 
 log = get_logger(__name__)
 
-_RECORD_BATCH = 500
 _WAITING = (State.QUEUED, State.SCHEDULED, State.RETRYING, State.SNOOZED, State.PARKED)
 
 
@@ -188,17 +188,11 @@ class Queues:
         """
         driver = self._broker.driver
         locatable = can_locate(driver)
-        query = Query(states=_WAITING, queues=[name], limit=_RECORD_BATCH)
-        while True:
-            page = self._store().search(query)
-            for record in page.records:
-                if record.job_id in gone or (
-                    locatable and record.updated_at <= now and driver.locate(record.job_id) is None
-                ):
-                    gone[record.job_id] = max(record.order, gone.get(record.job_id, 0))
-            if page.next is None:
-                break
-            query.after = page.next
+        for record in records_of(self._store(), Query(states=_WAITING, queues=[name])):
+            if record.job_id in gone or (
+                locatable and record.updated_at <= now and driver.locate(record.job_id) is None
+            ):
+                gone[record.job_id] = max(record.order, gone.get(record.job_id, 0))
         changes = [
             Change(
                 job_id=job_id,
@@ -214,8 +208,8 @@ class Queues:
             )
             for job_id, newest in gone.items()
         ]
-        for start in range(0, len(changes), _RECORD_BATCH):
-            self._store().write(changes[start : start + _RECORD_BATCH])
+        for start in range(0, len(changes), BATCH):
+            self._store().write(changes[start : start + BATCH])
 
     def _keys_of(self, message: StoredMessage) -> set[tuple[str, str]]:
         """The key of a unique job, and its id; none of a message that no worker would trust."""

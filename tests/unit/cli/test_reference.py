@@ -15,7 +15,7 @@ from callboard.cli.dead import _details_json
 from callboard.cli.jobs import job_json
 from callboard.cli.queues import _queue_json, _suspect_json
 from callboard.cli.workers import _worker_json
-from callboard.operations.dead_letters import LetterDetails, LetterSummary
+from callboard.operations.letters import LetterDetails, LetterSummary
 from callboard.operations.quarantine import Suspect
 from callboard.operations.waiting import QueueStatus
 from callboard.store.base import Heartbeat, Record
