@@ -49,6 +49,7 @@ from broker import actor
 from callboard import current_job
 
 VERSION = 1
+hoarded = []
 
 
 def note(*words):
@@ -91,6 +92,12 @@ def deadly(code: int) -> None:
 
 
 @actor(retries=0)
+def hoard(mebibytes: int) -> None:
+    hoarded.append(b"x" * (mebibytes << 20))
+    note("end")
+
+
+@actor(retries=0)
 def log_something(text: str) -> None:
     current_job().log.warning(text)
 '''
@@ -102,12 +109,14 @@ from callboard.errors import CallboardError
 from callboard.logs import configure_logging
 from callboard.queues import Priority
 from callboard.worker.http_server import Address
+from callboard.worker.recycling import Enough
 from callboard.worker.supervisor import WorkerOptions, run_supervisor
 
 options = json.loads(sys.argv[1])
 options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 options["watch"] = tuple(map(Path, options.get("watch", ())))
 options["reserve"] = {Priority[word]: count for word, count in options.get("reserve", {}).items()}
+options["enough"] = Enough(**options.get("enough", {}))
 if "http" in options:
     options["http"] = Address.parse(options["http"])
 

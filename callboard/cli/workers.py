@@ -57,6 +57,16 @@ def worker(
         ),
     ] = "",
     grace: Grace = 30.0,
+    max_jobs: Annotated[
+        int | None,
+        typer.Option("--max-jobs", metavar="N", min=1, help="Replace a process when it has done so many."),
+    ] = None,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(
+            "--max-memory", metavar="MIB", min=1, help="Replace a process when it uses more memory."
+        ),
+    ] = None,
     modules: Annotated[
         list[str] | None,
         typer.Option("--import", metavar="MODULE", help="Another module that declares actors."),
@@ -68,6 +78,7 @@ def worker(
     The jobs of schedules are sent by `callboard scheduler`, which runs beside it.
     """
     from callboard.settings import Settings
+    from callboard.worker.recycling import Enough
     from callboard.worker.supervisor import WorkerOptions, run_supervisor
 
     level, style = set_up_logging()
@@ -82,6 +93,7 @@ def worker(
         log_level=level,
         log_format=style,
         http=_address(http if http is not None else Settings.load().worker_http),
+        enough=Enough(jobs=max_jobs, memory=max_memory * 1024 * 1024 if max_memory else None),
     )
     raise typer.Exit(run_supervisor(options))
 

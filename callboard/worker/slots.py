@@ -10,9 +10,10 @@ import mmap
 import struct
 import time
 
-_SIZE = 160  # one byte for the length, then the id, of at most 128, then the start
-_STARTED_AT = 136
+_SIZE = 160  # one byte for the length, then the id, of at most 128, then the start, then the number of those that ended
+_STARTED_AT, _ENDED_AT = 136, 144
 _STARTED = struct.Struct("<d")  # monotonic seconds, which all processes of a machine share
+_ENDED = struct.Struct("<Q")
 
 
 class Slots:
@@ -21,6 +22,7 @@ class Slots:
     def __init__(self, memory: mmap.mmap, first: int, threads: int) -> None:
         self._memory = memory
         self._offsets = [(first + n) * _SIZE for n in range(threads)]
+        self._ended = [0] * threads  # by this process: each thread counts its own
 
     def start(self, thread: int, job_id: str) -> None:
         """A thread starts a job."""
@@ -32,7 +34,10 @@ class Slots:
 
     def end(self, thread: int) -> None:
         """A thread is done with its job."""
-        self._memory[self._offsets[thread]] = 0
+        memory, offset = self._memory, self._offsets[thread]
+        memory[offset] = 0
+        self._ended[thread] += 1
+        _ENDED.pack_into(memory, offset + _ENDED_AT, self._ended[thread])
 
     def running(self) -> list[str]:
         """The ids of the jobs that run, or ran when the process died."""
@@ -49,6 +54,11 @@ class Slots:
         ]
         return list(zip(self.running(), starts, strict=False))
 
+    def ended(self) -> int:
+        """How many jobs have ended."""
+        counts: list[int] = [_ENDED.unpack_from(self._memory, o + _ENDED_AT)[0] for o in self._offsets]
+        return sum(counts)
+
     def is_running(self, job_id: str) -> bool:
         """Whether any thread of any process that shares this memory runs a job."""
         memory, data = self._memory, job_id.encode()
@@ -63,6 +73,7 @@ class Slots:
         """Make them ready for another process."""
         for offset in self._offsets:
             self._memory[offset] = 0
+            _ENDED.pack_into(self._memory, offset + _ENDED_AT, 0)
 
 
 class SlotMemory:

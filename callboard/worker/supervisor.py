@@ -42,6 +42,7 @@ from callboard.worker.cut_runs import CutRun, CutRunMemory
 from callboard.worker.http_server import Address
 from callboard.worker.monitoring import Monitoring, WorkerState, WorkerStates
 from callboard.worker.patterns import queues_from, summed_up
+from callboard.worker.recycling import LEAST_LIFE, Enough
 from callboard.worker.reload import Watcher
 from callboard.worker.reports import Report, Reports
 from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
@@ -62,6 +63,7 @@ _OWN_IMPORT = re.compile(r"(cannot import name .* from|No module named|module) '
 _ONE_ORDER = 0.3
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 _STOP, _QUICK, _KILL = 1, 2, 3
+_RECYCLING_SECONDS = 1.0  # between two looks at what processes have done
 _OUTDATED = -1  # the load of the application that no process runs
 _Replace = Literal["none", "one by one", "all at once"]
 _SIGNALS = {_STOP: signal.SIGTERM, _QUICK: signal.SIGQUIT, _KILL: signal.SIGKILL}
@@ -85,6 +87,7 @@ class WorkerOptions:
         watch: Folders; when a file in them changes, the application is loaded anew.
         companions: What else runs, each in a process of its own, by name.
         http: Where metrics and the worker's health are served; None for nowhere.
+        enough: When a process is replaced by another: after so many jobs, or with so much memory.
         stalled_after: Seconds that a process may claim nothing while messages wait, if there is such a port.
     """
 
@@ -101,6 +104,7 @@ class WorkerOptions:
     watch: tuple[Path, ...] = ()
     companions: Mapping[str, Companion] = field(default_factory=dict)
     http: Address | None = None
+    enough: Enough = field(default_factory=Enough)
     stalled_after: float = 60.0
 
     def __post_init__(self) -> None:
@@ -210,6 +214,7 @@ class Supervisor:
         self._hazard = ""
         self._outdated = False  # Callboard itself was changed since this process started
         self._urgency = 0
+        self._next_recycling = 0.0
         self._last_order = 0.0
         self._code = 0
         self._ever_ready = False
@@ -347,6 +352,7 @@ class Supervisor:
         self._reap()
         self._escalate()
         self._look()
+        self._recycle()
         if self._watcher is not None and not self._urgency and (changed := self._watcher.changed()):
             self._changed(changed)
 
@@ -368,6 +374,22 @@ class Supervisor:
         for pid in self._monitoring.look(WorkerStates(workers, self._queues, stopping=bool(self._urgency))):
             log.error("worker process claims nothing although messages wait, it is replaced", pid=pid)
             self._processes[pid].app = _OUTDATED
+
+    def _recycle(self) -> None:
+        """Have processes replaced that have done enough."""
+        now = time.monotonic()
+        if not self._options.enough or self._urgency or now < self._next_recycling:
+            return
+        self._next_recycling = now + _RECYCLING_SECONDS
+        for process in self._processes.values():
+            if process.seat.companion is not None or process.told or process.app != self._app:
+                continue
+            if process.ready is None or now - process.ready < LEAST_LIFE:
+                continue
+            jobs = self._slots.of(process.block).ended()
+            if (reason := self._options.enough.reason(process.pid, jobs)) is not None:
+                log.info("a worker process has done enough, it is replaced", pid=process.pid, reason=reason)
+                process.app = _OUTDATED
 
     def _state_of(self, process: _Process) -> WorkerState:
         running, reserved = self._slots.of(process.block).running(), process.seat.reserved
@@ -395,7 +417,9 @@ class Supervisor:
         )
         if busy:
             return 0.05
-        return 0.3 if self._watcher is not None else 5.0
+        if self._watcher is not None:
+            return 0.3
+        return _RECYCLING_SECONDS if self._options.enough else 5.0
 
     def _done(self) -> bool:
         return bool(self._urgency) and not self._processes and not any(seat.ordered for seat in self._seats)

@@ -240,6 +240,46 @@ def test_a_companion_runs_in_a_process_of_its_own_and_stops_with_the_worker(app:
 # -- refusing ------------------------------------------------------------------------------------------------
 
 
+def test_a_process_that_has_done_enough_jobs_is_replaced_and_what_runs_in_it_ends(app: App) -> None:
+    worker = app.start(processes=1, threads=2, grace=60, enough={"jobs": 20})
+    (pid,) = worker.ready(1)
+    held = app.send("hold", gate="gate")
+    until(lambda: app.notes("start"))
+    for _ in range(20):
+        app.send("quick")
+    successor = worker.wait_for("started")["pid"]  # while the job in the old one still runs
+    assert is_alive(pid)
+
+    def runs_in_successor() -> bool:
+        job = app.send("quick")
+        until(partial(_have_ended, app, {job}))
+        return [int(pid) for _, ended, pid, _ in app.notes("end") if ended == job] == [successor]
+
+    until(runs_in_successor)  # the old one may have claimed one more before it was told
+    assert not _have_ended(app, {held})
+    app.open("gate")
+    assert worker.wait_for("stopped")["pid"] == pid
+    assert worker.events[-1]["exit"] == "exit code 0"
+    assert len(app.notes("start")) == len(app.notes("end"))  # none was interrupted
+    assert "it has done 20 jobs, of 20 that it may" in worker.log()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells of a process' memory")
+def test_a_process_that_uses_too_much_memory_is_replaced(app: App) -> None:
+    worker = app.start(processes=1, threads=1, enough={"memory": 200 << 20})
+    (pid,) = worker.ready(1)
+    app.send("hoard", mebibytes=1)
+    until(lambda: len(app.notes("end")) == 1)
+    app.send("hoard", mebibytes=200)
+    until(lambda: len(app.notes("end")) == 2)
+    assert worker.wait_for("stopped")["pid"] == pid
+    assert "MiB, of 200 that it may" in worker.log()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+
+
 def _have_ended(app: App, jobs: set[str]) -> bool:
     return {job for _, job, _, _ in app.notes("end")} >= jobs
 

@@ -21,6 +21,18 @@ def test_what_runs_is_there_until_it_ends() -> None:
     assert slots.running() == []
 
 
+def test_jobs_that_have_ended_are_counted_until_another_process_gets_the_slots() -> None:
+    memory = SlotMemory(processes=2, threads=2)
+    slots = memory.of(1)
+    for thread in (0, 1, 0):
+        slots.start(thread, "x" * 128)
+        slots.end(thread)
+    slots.start(0, "runs")
+    assert (memory.of(0).ended(), memory.of(1).ended()) == (0, 3)
+    memory.of(1).clear()
+    assert memory.of(1).ended() == 0
+
+
 def test_an_id_of_the_greatest_length_fits_and_leaves_the_neighbours_alone() -> None:
     memory = SlotMemory(processes=2, threads=1)
     memory.of(1).start(0, "neighbour")
