@@ -162,11 +162,12 @@ class DeadLetters:
             record = self._store().get(job_id)
         except StoreUnavailable:
             record = None
-        if record is not None:
-            if record.state is not State.DEAD:
-                raise JobNotFound(f"job {job_id} is no dead letter: it is {record.state}")
+        if record is not None and record.state is State.DEAD:
             return details_of_record(record)
-        letter = self.find(job_id)
+        # A record stays behind if the process that knew of the death was killed in that moment.
+        letter = self.find(job_id) if record is None or not record.state.is_end else None
+        if letter is None and record is not None:
+            raise JobNotFound(f"job {job_id} is no dead letter: it is {record.state}")
         if letter is None:
             raise JobNotFound(f"there is no dead letter {job_id}, neither in the store nor in the queues")
         return details_of(letter, payload=self._masked_original(letter))

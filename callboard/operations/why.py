@@ -95,7 +95,7 @@ def gather(broker: Broker, job_id: str) -> Evidence:
         record = evidence.record
         if evidence.location is None and (record is None or not record.state.is_end):
             evidence.suspect = suspect_of_job(broker.driver, job_id)
-        if record is None and evidence.location is None and not evidence.locatable:
+        if evidence.location is None and not evidence.locatable and _may_be_dead(evidence):
             evidence.location = _among_the_dead(broker.driver, job_id)
         if evidence.location is not None or (record is not None and not record.state.is_end):
             queue = evidence.queue
@@ -103,6 +103,14 @@ def gather(broker: Broker, job_id: str) -> Evidence:
     except BrokerUnavailable as error:
         evidence.broker_error = str(error)
     return evidence
+
+
+def _may_be_dead(evidence: Evidence) -> bool:
+    """Whether nothing is known of a job, or its record says that it runs on a worker of which nothing is known."""
+    record = evidence.record
+    if record is None:
+        return True
+    return record.state is State.RUNNING and not evidence.store_error and not evidence.worker(record.worker)
 
 
 def _among_the_dead(driver: Driver, job_id: str) -> Location | None:
@@ -133,6 +141,9 @@ def explain(evidence: Evidence) -> Why:
         why.facts["quarantined"] = evidence.suspect.id
     elif record is None:
         why = _without_record(evidence)
+    elif not record.state.is_end and evidence.location and not is_job_queue(evidence.location.queue):
+        why = Why(job_id=record.job_id, sentence=_dead_unrecorded(evidence, record))
+        why.facts = _record_facts(evidence, record)
     else:
         why = Why(job_id=record.job_id, sentence=_SENTENCES[record.state](evidence, record))
         why.facts = _record_facts(evidence, record)
@@ -330,6 +341,14 @@ def _quarantined(e: Evidence, suspect: Suspect) -> str:
     return (
         f"in quarantine{since}, from {suspect.queue or 'an unknown queue'}: {suspect.reason}; "
         f"'callboard quarantine show {suspect.id}' shows it"
+    )
+
+
+def _dead_unrecorded(e: Evidence, record: Record) -> str:
+    """Its process was killed when the letter was there, and the record not yet written."""
+    return (
+        f"dead: its letter lies in {e.queue}; 'callboard dead show {e.job_id}' tells why; its record, which says "
+        f"{record.state}, is behind: what came of it was lost with the process that knew"
     )
 
 

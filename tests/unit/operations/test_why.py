@@ -312,6 +312,34 @@ def test_a_dead_letter_without_a_record_is_found_where_jobs_cannot_be_looked_up(
     assert "its letter lies in post.dead" in why.sentence
 
 
+@pytest.mark.parametrize("locatable", [True, False])
+def test_its_letter_is_there_and_its_record_was_lost_with_the_process(
+    operations: Operations,
+    deliver: Any,
+    jobs: Jobs,
+    broken: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    locatable: bool,
+) -> None:
+    broken.add("nowhere")
+    job_id = deliver.send(to="nowhere").message_id
+    jobs.drain(fail=False)
+    monkeypatch.setattr(jobs.broker, "store", open_store("memory:"))
+    _write(jobs, job_id, State.RUNNING, started_at=jobs.clock(), worker=WORKER)
+    if not locatable:
+        monkeypatch.setattr("callboard.operations.why.can_locate", lambda driver: False)
+        monkeypatch.setattr(jobs.broker.driver, "locate", lambda job_id: None)
+    operations = Operations(jobs.broker)
+
+    sentence = operations.why(job_id).sentence
+
+    assert sentence.startswith(
+        f"Dead: its letter lies in post.dead; 'callboard dead show {job_id}' tells why"
+    )
+    assert "its record, which says running, is behind" in sentence
+    assert operations.dead.show(job_id).reason == "permanent: no such street: nowhere"
+
+
 def test_records_were_dropped(operations: Operations, deliver: Any, jobs: Jobs) -> None:
     job_id = deliver.send(to="x").message_id
     assert jobs.broker.store is not None
