@@ -42,9 +42,15 @@ def segfault() -> None:
 '''
 
 
+_SERVERS = {"rabbitmq": "amqp_url", "redis": "redis_url"}
+
+
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[App]:
-    for app in app_in(tmp_path):
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[App]:
+    """On the embedded queue, or on the driver that is the fixture's parameter."""
+    server = _SERVERS.get(getattr(request, "param", "file"))
+    url = request.getfixturevalue(server) if server is not None else "file:var"
+    for app in app_in(tmp_path, url):
         app.write("actors/deadly.py", _DEADLY)
         yield app
 
@@ -84,6 +90,7 @@ def test_a_job_that_kills_its_worker_is_dead_after_three_times(actor: str, exit_
     assert "(1 of 3)" in story[0]
 
 
+@pytest.mark.parametrize("app", ["file", "rabbitmq", "redis"], indirect=True)
 def test_fifteen_neighbours_of_a_job_that_kills_its_worker_all_run_and_none_is_dead(app: App) -> None:
     """They run in the same process, several of them die with it, and they are many more than there are threads."""
     app.start(processes=1, threads=8)
