@@ -33,7 +33,8 @@ class JobLogging(Middleware):
             if disposition.state is State.RETRYING:
                 assert isinstance(broker, CallboardBroker)
                 wait = max(0.0, disposition.due - broker.clock())
-                line.warning("job failed, tried again", reason=disposition.reason, wait=round(wait, 1))
+                event = "job failed, tried again" if disposition.failed_run is not None else "job comes again"
+                line.warning(event, reason=disposition.reason, wait=round(wait, 1))
             elif disposition.state is State.SNOOZED:
                 line.info("job snoozed", reason=disposition.reason)
         elif isinstance(disposition, Die):

@@ -30,6 +30,10 @@ class Finish:
     reason: str = ""
 
 
+#: How the reason begins why a job waits whose worker died while it ran it.
+CUT_SHORT = "its run was cut short"
+
+
 @dataclass(slots=True, frozen=True)
 class Later:
     """The job waits in the broker, then comes again. `failed_run` is given when an attempt was used."""

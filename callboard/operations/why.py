@@ -12,6 +12,7 @@ from typing import Any
 
 from callboard import dead_letter, queues
 from callboard.brokers.base import Broker
+from callboard.brokers.claim import CUT_SHORT
 from callboard.brokers.driver import Driver, Location, QueueCounts, StoredMessage, Verdict
 from callboard.errors import BrokerUnavailable, StoreUnavailable, Unreadable
 from callboard.operations.moments import clock, span
@@ -157,7 +158,8 @@ def explain(evidence: Evidence) -> Why:
 
 def _queued(e: Evidence, record: Record) -> str:
     since = span(e.now - record.updated_at)
-    return f"queued for {since} in {e.queue}{_obstacle(e)}"
+    cut = f", after {record.reason}" if record.reason.startswith(CUT_SHORT) else ""
+    return f"queued for {since} in {e.queue}{cut}{_obstacle(e)}"
 
 
 def _scheduled(e: Evidence, record: Record) -> str:
@@ -168,13 +170,15 @@ def _scheduled(e: Evidence, record: Record) -> str:
 
 def _retrying(e: Evidence, record: Record) -> str:
     failed = record.reason or f"attempt {record.attempt} failed: {_error(record)}"
+    # A run that was cut short is no attempt: the same one is begun again.
+    attempt = record.attempt if failed.startswith(CUT_SHORT) else record.attempt + 1
     if record.due_at is not None and record.due_at > e.now:
         return (
-            f"waiting {_until(record.due_at, e.now)} for attempt {record.attempt + 1}, "
+            f"waiting {_until(record.due_at, e.now)} for attempt {attempt}, "
             f"since {_lower(failed)}{_cancel_note(e)}"
         )
     return (
-        f"due {_since(record.due_at, e.now)} for attempt {record.attempt + 1} in {e.queue}, "
+        f"due {_since(record.due_at, e.now)} for attempt {attempt} in {e.queue}, "
         f"after {_lower(failed)}{_obstacle(e)}"
     )
 

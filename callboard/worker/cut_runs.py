@@ -18,12 +18,13 @@ from contextlib import suppress
 import msgspec
 
 from callboard.brokers.base import Broker
-from callboard.brokers.claim import ClaimedMessage, Die, Later
+from callboard.brokers.claim import CUT_SHORT, ClaimedMessage, Die, Later
 from callboard.envelope import AttemptError
 from callboard.errors import StoreUnavailable
 from callboard.loggers import get_logger
-from callboard.states import State
-from callboard.store.base import Store
+from callboard.operations.why import can_locate
+from callboard.states import State, order
+from callboard.store.base import Change, Store
 
 log = get_logger(__name__)
 
@@ -170,9 +171,40 @@ def settle_cut_run(broker: Broker, message: ClaimedMessage, runs: Sequence[CutRu
         message.disposition = Later(
             State.RETRYING,
             due=broker.clock() + pause,
-            reason=f"its run was cut short: {last} ({len(runs)} of {POISON_AFTER})",
+            reason=f"{CUT_SHORT}: {last} ({len(runs)} of {POISON_AFTER})",
         )
     broker.finish(message)
+
+
+def correct_records(broker: Broker, runs: Iterable[CutRun]) -> None:
+    """Correct records that say of a run that was cut short that it goes on.
+
+    If the broker can tell that it has the message no more, the run had come to its end, and had been acknowledged.
+
+    Raises:
+        BrokerUnavailable, StoreUnavailable
+    """
+    store = broker.store
+    assert store is not None
+    for run in runs:
+        record = store.get(run.job_id)
+        if (
+            record is None
+            or record.state is not State.RUNNING
+            or not record.worker.startswith(f"{run.worker}:")
+        ):
+            continue
+        # It has the order of the "running" that it corrects, so whatever has become known since is newer.
+        change = Change(job_id=run.job_id, order=record.order, state=State.QUEUED, at=run.at)
+        if can_locate(broker.driver) and broker.driver.locate(run.job_id) is None:
+            if store.is_cancelled(run.job_id):  # it has succeeded or was cancelled: nobody knows
+                continue
+            change.order = order(record.order // order(1, State.SCHEDULED), State.SUCCEEDED)
+            change.state, change.finished_at, change.reason = State.SUCCEEDED, run.at, ""
+            change.event = f"it was acknowledged just before its worker {run.worker} died of {run.exit}"
+        else:
+            change.reason = f"{CUT_SHORT}: {run}"
+        store.write([change])
 
 
 def _attempt(message: ClaimedMessage, run: CutRun) -> AttemptError:

@@ -31,7 +31,7 @@ from callboard.brokers.base import Broker
 from callboard.errors import BrokerUnavailable, StoreUnavailable
 from callboard.queues import Priority
 from callboard.worker.child import Plan, run_child
-from callboard.worker.cut_runs import CutRun, CutRunMemory, remember
+from callboard.worker.cut_runs import CutRun, CutRunMemory, correct_records, remember
 from callboard.worker.patterns import select_queues
 from callboard.worker.reports import Report, report_of
 
@@ -185,8 +185,9 @@ def bury(broker: Broker, pid: int, deaths: CutRunMemory) -> None:
 
 def _write_deaths(broker: Broker, runs: list[CutRun]) -> None:
     if broker.store is not None:
-        with suppress(StoreUnavailable):  # then this worker alone knows of them
+        with suppress(StoreUnavailable, BrokerUnavailable):  # then this worker alone knows of them
             remember(broker.store, runs)
+            correct_records(broker, runs)
 
 
 def _open_files() -> set[int]:

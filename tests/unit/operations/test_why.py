@@ -51,6 +51,17 @@ def _write(jobs: Jobs, job_id: str, state: State, *, hop: int = 0, **fields: Any
 # -- waiting ---------------------------------------------------------------------------------------------
 
 
+def test_a_run_that_was_cut_short_is_no_attempt(operations: Operations, jobs: Jobs) -> None:
+    cut = "its run was cut short: worker host:1 was ended by signal 9 (SIGKILL) while it ran this job"
+    _beat(jobs)
+    _write(jobs, "early", State.QUEUED, hop=0, attempt=1, reason=cut)
+    assert operations.why("early").sentence.startswith(f"Queued for a moment in post.high, after {cut}")
+
+    due = jobs.clock() + 1.0
+    _write(jobs, "late", State.RETRYING, hop=1, attempt=1, due_at=due, reason=f"{cut} (1 of 3)")
+    assert f"for attempt 1, since {cut} (1 of 3)" in operations.why("late").sentence
+
+
 def test_no_worker_consumes_its_queue(operations: Operations, deliver: Any, jobs: Jobs) -> None:
     job_id = deliver.send(to="x").message_id
     jobs.clock.advance(timedelta(minutes=3))

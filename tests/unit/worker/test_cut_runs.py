@@ -11,11 +11,21 @@ from callboard import State, current_job, dead_letter
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.claim import ClaimedMessage, Die, Later
-from callboard.brokers.driver import IntakeOptions
-from callboard.brokers.stub import StubIntake
+from callboard.brokers.driver import Driver, IntakeOptions
+from callboard.brokers.stub import StubDriver, StubIntake
 from callboard.errors import StoreUnavailable
+from callboard.states import order
 from callboard.store import open_store
-from callboard.worker.cut_runs import CutRun, CutRunMemory, cut_runs, is_poison, remember, settle_cut_run
+from callboard.store.base import Change
+from callboard.worker.cut_runs import (
+    CutRun,
+    CutRunMemory,
+    correct_records,
+    cut_runs,
+    is_poison,
+    remember,
+    settle_cut_run,
+)
 from callboard.worker.redeliveries import Redeliveries
 from callboard.worker.worker import Worker
 from tests.supervised import until
@@ -194,6 +204,47 @@ def test_what_is_replayed_begins_anew(
     held = Redeliveries(broker, lambda _: False, deaths=memory)
     held.hold(back)
     assert held.take(10) == [back]
+
+
+class Unsearchable(StubDriver):
+    """A driver that can't say whether it has a job."""
+
+    locate = Driver.locate
+
+
+@pytest.mark.parametrize(
+    ("driver", "sent", "state"),
+    [
+        (Unsearchable(), False, State.QUEUED),
+        (StubDriver(), True, State.QUEUED),
+        (StubDriver(), False, State.SUCCEEDED),
+    ],
+    ids=["nobody knows where it is", "it is there", "it is gone"],
+)
+def test_a_record_that_says_of_a_dead_worker_that_it_runs_a_job_is_corrected(
+    broker: Broker, actor: ActorDecorator, sent: bool, state: State
+) -> None:
+    @actor(category="jobs")
+    def do_nothing() -> None:
+        pass
+
+    job_id = do_nothing.send().message_id if sent else "gone"
+    store = broker.store
+    assert store is not None
+    running = Change(job_id=job_id, order=order(2, State.RUNNING), state=State.RUNNING, at=1.0)
+    running.worker = "host:1:abc"
+    store.write([running])
+    correct_records(broker, [a_run(job_id, worker="host:12")])
+    record = store.get(job_id)
+    assert record is not None
+    assert record.state is State.RUNNING, "another worker has it"
+    correct_records(broker, [a_run(job_id)])
+    record = store.get(job_id)
+    assert record is not None
+    assert record.state is state
+    assert record.reason.startswith("its run was cut short") is (state is State.QUEUED)
+    correct_records(broker, [a_run(job_id)])
+    assert store.get(job_id) == record
 
 
 def test_it_runs_when_nothing_else_does_and_nothing_else_starts_meanwhile(
