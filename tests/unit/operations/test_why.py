@@ -348,7 +348,7 @@ def test_its_letter_is_there_and_its_record_was_lost_with_the_process(
         f"Dead: its letter lies in post.dead; 'callboard dead show {job_id}' tells why"
     )
     assert "its record, which says running, is behind" in sentence
-    assert operations.dead.show(job_id).reason == "permanent: no such street: nowhere"
+    assert operations.dead.show(job_id).summary.reason == "permanent: no such street: nowhere"
 
 
 def test_records_were_dropped(operations: Operations, deliver: Any, jobs: Jobs) -> None:
