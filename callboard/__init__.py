@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SendError,
         Snooze,
     )
+    from callboard.isolation import Isolation
     from callboard.limits import ConcurrencyLimit, RateLimit
     from callboard.queues import Priority
     from callboard.retry import RetryPolicy
@@ -44,6 +45,7 @@ __all__ = [
     "ConcurrencyLimit",
     "FateUnknown",
     "InvalidPayload",
+    "Isolation",
     "JobActor",
     "ModelActor",
     "NotQueued",
@@ -76,6 +78,7 @@ _HOMES = {
         "SendError",
         "Snooze",
     ),
+    "isolation": ("Isolation",),
     "limits": ("ConcurrencyLimit", "RateLimit"),
     "queues": ("Priority",),
     "retry": ("RetryPolicy",),

@@ -30,6 +30,7 @@ from pydantic import BaseModel
 from callboard import envelope
 from callboard.cron import Cron
 from callboard.errors import DeclarationError, InvalidPayload, Permanent, printable
+from callboard.isolation import isolation_of
 from callboard.payload import Payload, PayloadMismatch
 from callboard.queues import Priority, is_category, queue_for
 from callboard.retry import RetryPolicy
@@ -568,6 +569,7 @@ class ActorDecorator:
             raise DeclarationError(
                 f"periodic={options['periodic']!r} must be a schedule, as cron('0 3 * * *')"
             )
+        isolation_of(options.get("isolated"))
         given = {"retries": retries, "time_limit": time_limit, "expires": expires}
         options |= {option: value for option, value in given.items() if value is not None}
 

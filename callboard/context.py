@@ -49,6 +49,13 @@ class Reporter(Protocol):
     def load_checkpoint(self, job_id: str) -> bytes | None: ...
 
 
+class Elsewhere(Protocol):
+    """Another process, in which the actor's body runs."""
+
+    def call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def interrupt(self, exception: type[BaseException]) -> None: ...
+
+
 class Run:
     """One run of a job.
 
@@ -88,6 +95,7 @@ class Run:
         self._next_report = 0.0
         self._thread: int | None = None
         self._interrupted: type[BaseException] | None = None
+        self._elsewhere: Elsewhere | None = None
         self._lock = threading.Lock()
 
     # -- for the job -------------------------------------------------------------------------------------
@@ -173,13 +181,22 @@ class Run:
             if self._thread is None or self._interrupted is not None:
                 return False
             self._interrupted = exception
-            raise_thread_exception(self._thread, exception)  # type: ignore[no-untyped-call]
+            if self._elsewhere is not None:
+                self._elsewhere.interrupt(exception)
+            else:
+                raise_thread_exception(self._thread, exception)  # type: ignore[no-untyped-call]
             return True
+
+    def move(self, elsewhere: Elsewhere) -> None:
+        """Have the body run in another process."""
+        self._elsewhere = elsewhere
 
     def call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         """Run the actor's body; only in here can `interrupt` reach it."""
         if self._thread is not None:  # an actor called by an actor: still the same body
             return fn(*args, **kwargs)
+        if self._elsewhere is not None:
+            return self._call_elsewhere(self._elsewhere, args, kwargs)  # type: ignore[no-any-return]
         finished = False
         result: Any = None
         self._thread = threading.get_ident()
@@ -213,6 +230,14 @@ class Run:
         if isinstance(error, Cancelled) or getattr(error, "ends_the_worker", False):
             return False
         return self.cancelled()
+
+    def _call_elsewhere(self, elsewhere: Elsewhere, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._thread = threading.get_ident()
+        try:
+            return elsewhere.call(self, args, kwargs)
+        finally:
+            with self._lock:
+                self._thread = None
 
     def _swallow_pending(self) -> None:
         """Let an exception that was set while the body returned come up here, where it does no harm."""

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import re
 import traceback as tracebacks
-from types import TracebackType
 
 import msgspec
 
@@ -120,15 +119,25 @@ def fingerprint(actor: str, error_type: str, message: str, where: str = "") -> s
     return hashlib.sha256(f"{actor}\n{error_type}\n{cause}".encode()).hexdigest()[:12]
 
 
-def where_raised(traceback: TracebackType | None) -> str:
-    """The innermost frame of a traceback as 'module:function'. Line numbers would change with each edit."""
-    frames = [frame for frame, _ in tracebacks.walk_tb(traceback)]
+def where_raised(error: BaseException) -> str:
+    """The innermost frame of a traceback as 'module:function'. Line numbers would change with each edit.
+
+    What was raised in another process says it itself, as `told_where`.
+    """
+    told: object = getattr(error, "told_where", None)
+    if isinstance(told, str):
+        return told
+    frames = [frame for frame, _ in tracebacks.walk_tb(error.__traceback__)]
     return f"{frames[-1].f_globals.get('__name__', '?')}:{frames[-1].f_code.co_name}" if frames else ""
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as text. A long one keeps its head and its tail, where causes stand."""
-    text = printable("".join(tracebacks.format_exception(error)))
+    """The traceback as text. A long one keeps its head and its tail, where causes stand.
+
+    What was raised in another process brings it, as `told_traceback`.
+    """
+    told: object = getattr(error, "told_traceback", None)
+    text = told if isinstance(told, str) else printable("".join(tracebacks.format_exception(error)))
     if len(text) <= MAX_TRACEBACK:
         return text
     half = MAX_TRACEBACK // 2

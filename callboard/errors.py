@@ -125,6 +125,14 @@ class PartlySent(SendError):
         self.unknown = unknown
 
 
+class IsolatedJobDied(CallboardError):
+    """The process in which an isolated job ran ended before the job did; the message says how."""
+
+
+class MemoryExceeded(IsolatedJobDied):
+    """An isolated job used more memory than its actor allows, and its process was killed."""
+
+
 class Unreadable(CallboardError):
     """A received message can't be read or trusted; it belongs into quarantine. The text is the reason."""
 

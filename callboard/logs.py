@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -33,6 +34,23 @@ def lines_below(logger: Any, method: str, event: EventDict) -> EventDict:
     return event
 
 
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """How a process logs, see `configure_logging`."""
+
+    level: str = "info"
+    style: str = "auto"
+    successes: bool = False
+
+
+_options: LogOptions | None = None
+
+
+def log_options() -> LogOptions | None:
+    """How this process was told to log; None if nobody has called `configure_logging`."""
+    return _options
+
+
 def configure_logging(*, level: str = "info", style: str = "auto", successes: bool = False) -> None:
     """Set up logging for a process. For commands; a library call never does this.
 
@@ -41,6 +59,8 @@ def configure_logging(*, level: str = "info", style: str = "auto", successes: bo
         style: 'console', 'json', or 'auto': json unless a person is watching.
         successes: Whether each job that succeeds is told of at level info, too, and not only at debug.
     """
+    global _options
+    _options = LogOptions(level, style, successes)
     if style == "auto":
         style = "console" if sys.stderr.isatty() else "json"
     shared: list[Processor] = [

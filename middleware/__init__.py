@@ -24,6 +24,7 @@ from middleware.dead_letters import DeadLetters
 from middleware.event_loop import EventLoop
 from middleware.expiry import Expiry
 from middleware.heartbeats import Heartbeats
+from middleware.isolated_runs import IsolatedRuns
 from middleware.job_logging import JobLogging
 from middleware.job_metrics import JobMetrics
 from middleware.periodic import Periodic
@@ -63,6 +64,7 @@ def stack(
         Pipelines(),  # Dramatiq's, but a result that is a mapping becomes part of the next payload
         Periodic(),  # declares the options of scheduled jobs
         CurrentJob(),  # the run exists from here on
+        IsolatedRuns(),  # so that it can be moved to another process
         TimeLimits(),  # so that its limit can reach it
         DeadLetters(),  # what isn't tried again is dead
         Retries(),  # innermost: the first to see how a run ended

@@ -39,7 +39,7 @@ class DeadLetters(Middleware):
                 message.actor_name,
                 failed.type,
                 failed.message,
-                dead_letter.where_raised(exception.__traceback__),
+                dead_letter.where_raised(exception),
             ),
         )
         self._tell_exhausted(broker, message)

@@ -131,14 +131,14 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
     """Its main function: load, report, fork on command, end when the supervisor closes the pipe."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    open_before = _open_files()
+    open_before = open_files()
     try:
         broker = plan.load()
         queues = select_queues(broker.queues, plan.patterns)
     except (Exception, SystemExit) as error:  # noqa: BLE001  told to the supervisor
         plan.reports.send(report_of(error, "refused"))
         os._exit(0)
-    hazard = _hazard(open_before)
+    hazard = hazard_of(open_before)
     plan.reports.send(Report("loaded", os.getpid(), queues=queues, hazard=hazard))
     if hazard:
         os._exit(0)
@@ -190,19 +190,19 @@ def _write_deaths(broker: Broker, runs: list[CutRun]) -> None:
             correct_records(broker, runs)
 
 
-def _open_files() -> set[int]:
+def open_files() -> set[int]:
     folder = Path("/proc/self/fd")
     return {int(entry.name) for entry in folder.iterdir()} if folder.exists() else set()
 
 
-def _hazard(open_before: set[int]) -> str:
+def hazard_of(open_before: set[int]) -> str:
     """Why a process that has loaded the application mustn't be forked; empty if it may."""
     tasks = Path("/proc/self/task")
     if not tasks.exists():
         return _NOT_LINUX
     if (threads := len(list(tasks.iterdir())) - 1) > 0:
         return f"the application starts threads when it is imported ({threads})"
-    for number in sorted(_open_files() - open_before):
+    for number in sorted(open_files() - open_before):
         try:
             mode = os.fstat(number).st_mode
             writes = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
