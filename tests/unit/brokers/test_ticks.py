@@ -309,3 +309,11 @@ def test_periodiqs_way_minds_a_pause(sweep: Make, driver: StubDriver) -> None:
 
     assert _ids(driver) == []
     assert [(tick.fate, tick.reason) for tick in store.ticks("sweep")] == [(Fate.PAUSED, "paused by ada")]
+
+
+def test_a_worker_that_is_late_for_a_tick_runs_it(patrol: Any) -> None:
+    actor, jobs, _ = patrol
+    tick = jobs.tick(actor)
+    jobs.clock.advance(timedelta(days=2))
+    jobs.drain()
+    assert jobs.state(tick.message_id) is State.SUCCEEDED
