@@ -24,7 +24,7 @@ _ROOT = Path(__file__).parents[2]
 Run = tuple[float, float, int]
 
 
-def until(reached: Callable[[], bool], *, seconds: float, what: str) -> None:
+def until(reached: Callable[[], object], *, seconds: float, what: str) -> None:
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not reached():
@@ -139,11 +139,17 @@ class Processes:
         with (self.ledger.folder / log).open("ab") as out:
             return subprocess.Popen(command, cwd=_ROOT, env=environment, stderr=out)
 
+    def start_another_worker(self, broker_url: str) -> None:
+        """And wait until it runs jobs. The one that there was is left to the caller."""
+        before = set(self.ledger.working_pids())
+        self.start_worker(broker_url)
+        until(lambda: set(self.ledger.working_pids()) - before, seconds=60, what="the new worker")
+
     def deploy(self, broker_url: str) -> None:
         """Start another worker, end the one that there was by SIGTERM, and wait for that."""
         before = self.worker
         assert before is not None
-        self.start_worker(broker_url)
+        self.start_another_worker(broker_url)
         before.terminate()
         assert before.wait(60) == 0, "a worker that is told to end exits with 0"
 

@@ -177,7 +177,7 @@ class Stage(ABC):
         assert worker is not None
         worker.kill()
         worker.wait()
-        self.processes.start_worker(self.worker_url)
+        self.processes.start_another_worker(self.worker_url)
 
     def freeze_a_process(self) -> None:
         if pids := self.ledger.working_pids():
