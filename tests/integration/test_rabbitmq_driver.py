@@ -188,7 +188,7 @@ def test_a_queue_that_somebody_else_declared_is_one_sentence(driver: RabbitmqDri
     with pytest.raises(
         PutError, match=r"^the queue 'mail\.high' exists in RabbitMQ with other arguments"
     ) as caught:
-        driver.put([message(1), message(2, "mail.low")], deadline=5.0)
+        driver.put([message(1), message(2, "mail.low")], deadline=30.0)
     assert caught.value.not_queued == [message(1)]
     assert caught.value.unknown == []
     assert ready(driver, "mail.low") == 1
@@ -201,7 +201,7 @@ def test_a_queue_that_cannot_be_had_keeps_no_other_from_being_consumed(
         channel.queue_declare("mail.high", durable=True)
     with structlog.testing.capture_logs() as logs:
         hand = intake(driver, "mail.high", "mail.low")
-        driver.put([message(1, "mail.low")], deadline=5.0)
+        driver.put([message(1, "mail.low")], deadline=30.0)
         assert numbers(take(hand, 1)) == [1]
     (refused,) = [entry for entry in logs if entry["event"] == "rabbitmq_queue_refused"]
     assert refused["queue"] == "mail.high"
@@ -227,14 +227,14 @@ def humble_url(rabbitmq: PrivateRabbitmq, amqp_url: str) -> Iterator[str]:
 def test_a_user_who_may_not_configure_uses_what_is_there(
     open_driver: Open, driver: RabbitmqDriver, humble_url: str
 ) -> None:
-    driver.put([message(1), message(2, delay=0.1)], deadline=5.0)
+    driver.put([message(1), message(2, delay=0.1)], deadline=30.0)
     humble = open_driver(humble_url)
-    humble.put([message(3), message(4, delay=0.2)], deadline=5.0)
+    humble.put([message(3), message(4, delay=0.2)], deadline=30.0)
     assert sorted(numbers(take(intake(humble, "mail.high"), 4))) == [1, 2, 3, 4]
     with pytest.raises(
         PutError, match=r"'mail\.low' doesn't exist in RabbitMQ, and our user may not create it"
     ):
-        humble.put([message(5, "mail.low")], deadline=5.0)
+        humble.put([message(5, "mail.low")], deadline=30.0)
 
 
 def test_queues_are_created_ahead_for_a_user_who_may_not_create_any(
@@ -263,7 +263,7 @@ def test_queues_are_created_ahead_for_a_user_who_may_not_create_any(
 def test_a_user_who_may_not_publish_is_told_so_at_the_deadline(
     open_driver: Open, driver: RabbitmqDriver, rabbitmq: PrivateRabbitmq, amqp_url: str, humble_url: str
 ) -> None:
-    driver.put([message(1)], deadline=5.0)
+    driver.put([message(1)], deadline=30.0)
     rabbitmq.ctl("set_permissions", "--vhost", urlsplit(amqp_url).path[1:], "humble", "^$", "^$", ".*")
     humble = open_driver(humble_url)
     with pytest.raises(PutError, match="doesn't permit this to 'humble'"):
@@ -301,7 +301,7 @@ def test_the_next_host_is_tried_when_one_is_away(open_driver: Open, amqp_url: st
         hosts = f"127.0.0.1:{nobody.getsockname()[1]},{parts.hostname}:{parts.port}"
         driver = open_driver(f"amqp://guest:guest@{hosts}{parts.path}")
         hand = intake(driver, "mail.high")
-        driver.put([message(1)], deadline=5.0)
+        driver.put([message(1)], deadline=30.0)
         assert numbers(take(hand, 1)) == [1]
 
 
@@ -364,7 +364,7 @@ def test_messages_of_other_producers_are_received(driver: RabbitmqDriver, amqp_u
 
 
 def test_a_message_looks_well_in_the_management_ui(driver: RabbitmqDriver, amqp_url: str) -> None:
-    driver.put([Outgoing("mail.high", b'{"a": 1}', "0192-id", b'{"attempt": 1}')], deadline=5.0)
+    driver.put([Outgoing("mail.high", b'{"a": 1}', "0192-id", b'{"attempt": 1}')], deadline=30.0)
     with plain_channel(amqp_url) as channel:
         _, properties, body = channel.basic_get("mail.high")
     assert (properties.message_id, properties.app_id, properties.delivery_mode) == ("0192-id", "callboard", 2)
@@ -377,7 +377,7 @@ def test_a_message_looks_well_in_the_management_ui(driver: RabbitmqDriver, amqp_
 def test_a_message_too_large_for_amqp_is_refused_without_harm_to_others(driver: RabbitmqDriver) -> None:
     broken = Outgoing("mail.high", b"1", "job", b"x" * 200_000)
     with pytest.raises(PutError, match="headers of job job") as caught:
-        driver.put([broken, message(2)], deadline=5.0)
+        driver.put([broken, message(2)], deadline=30.0)
     assert caught.value.not_queued == [broken]
     eventually(lambda: ready(driver, "mail.high") == 1)
 
@@ -385,8 +385,8 @@ def test_a_message_too_large_for_amqp_is_refused_without_harm_to_others(driver: 
 def test_namespaces_share_a_vhost_without_meeting(open_driver: Open, amqp_url: str) -> None:
     one, two = open_driver(namespace="one"), open_driver(namespace="two")
     hand = intake(two, "mail.high", "mail.dead")
-    one.put([message(1), message(2, delay=0.2)], deadline=5.0)
-    two.put([message(3), message(4, delay=0.2)], deadline=5.0)
+    one.put([message(1), message(2, delay=0.2)], deadline=30.0)
+    two.put([message(3), message(4, delay=0.2)], deadline=30.0)
     assert sorted(numbers(take(hand, 2))) == [3, 4]
     assert sorted(numbers(take(intake(one, "mail.high"), 2))) == [1, 2]
     with plain_channel(amqp_url) as channel:
@@ -397,7 +397,7 @@ def test_namespaces_share_a_vhost_without_meeting(open_driver: Open, amqp_url: s
 def test_every_queue_is_a_quorum_queue_and_walked_ones_have_one_consumer(
     driver: RabbitmqDriver, rabbitmq: PrivateRabbitmq, amqp_url: str
 ) -> None:
-    driver.put([message(1), message(2, "mail.dead"), message(3, delay=60)], deadline=5.0)
+    driver.put([message(1), message(2, "mail.dead"), message(3, delay=60)], deadline=30.0)
     vhost = urlsplit(amqp_url).path[1:]
     lines = rabbitmq.ctl("list_queues", "--vhost", vhost, "name", "type", "arguments").splitlines()
     queues = {line.split("\t")[0]: line.split("\t")[1:] for line in lines[1:]}
@@ -411,10 +411,10 @@ def test_every_queue_is_a_quorum_queue_and_walked_ones_have_one_consumer(
 
 
 def test_the_ladder_is_built_at_the_first_delay_and_not_before(driver: RabbitmqDriver) -> None:
-    driver.put([message(1)], deadline=5.0)
+    driver.put([message(1)], deadline=30.0)
     with pytest.raises(BrokerUnavailable, match="no exchange"):
         driver._publisher.link.ask(_passive_exchange("callboard.delay.00"), 5.0)
-    driver.put([message(2, delay=60)], deadline=5.0)
+    driver.put([message(2, delay=60)], deadline=30.0)
     driver._publisher.link.ask(_passive_exchange("callboard.delay.00"), 5.0)
 
 
@@ -424,7 +424,7 @@ def _passive_exchange(name: str) -> Script[None]:
 
 def test_a_job_can_be_delayed_again_and_again(driver: RabbitmqDriver) -> None:
     hand = intake(driver, "mail.high")
-    driver.put([message(0, delay=0.2)], deadline=5.0)
+    driver.put([message(0, delay=0.2)], deadline=30.0)
     for attempt in range(1, 6):
         (delivery,) = take(hand, 1)
         due = time.time() + 0.3
@@ -449,9 +449,9 @@ def test_delays_across_several_levels_are_never_early(driver: RabbitmqDriver) ->
 
 
 def test_the_longest_delay_is_accepted_and_one_beyond_refused(driver: RabbitmqDriver) -> None:
-    driver.put([message(1, delay=300 * 86_400)], deadline=5.0)
+    driver.put([message(1, delay=300 * 86_400)], deadline=30.0)
     with pytest.raises(PutError, match="beyond the longest") as caught:
-        driver.put([message(2, delay=400 * 86_400)], deadline=5.0)
+        driver.put([message(2, delay=400 * 86_400)], deadline=30.0)
     assert len(caught.value.not_queued) == 1
     eventually(lambda: ready(driver, "callboard.delay.27") == 1)
 
@@ -477,7 +477,7 @@ def test_a_delayed_job_whose_queue_was_deleted_meanwhile_still_arrives(
 
 def test_a_queue_that_was_deleted_is_bound_to_the_ladder_again(open_driver: Open, amqp_url: str) -> None:
     producer, worker = open_driver(), open_driver()
-    producer.put([message(1, delay=0.1)], deadline=5.0)
+    producer.put([message(1, delay=0.1)], deadline=30.0)
     hand = intake(worker, "mail.high")
     take(hand, 1)
     with plain_channel(amqp_url) as channel:
@@ -487,7 +487,7 @@ def test_a_queue_that_was_deleted_is_bound_to_the_ladder_again(open_driver: Open
     def finds_no_queue() -> bool:
         """A delayed job of the producer, who knows nothing of the deletion."""
         with structlog.testing.capture_logs() as logs:
-            producer.put([message(2, delay=0.1)], deadline=5.0)
+            producer.put([message(2, delay=0.1)], deadline=30.0)
             take(hand, 1)
         return any(entry["event"] == "rabbitmq_delayed_job_found_no_queue" for entry in logs)
 
@@ -498,7 +498,7 @@ def test_a_queue_that_was_deleted_is_bound_to_the_ladder_again(open_driver: Open
 def test_a_queue_in_the_name_of_another_gets_no_foreign_delays(driver: RabbitmqDriver) -> None:
     queues = ["high", "email.high", "x.email.high"]
     hand = intake(driver, *queues)
-    driver.put([message(n, queue, delay=0.2) for n, queue in enumerate(queues)], deadline=5.0)
+    driver.put([message(n, queue, delay=0.2) for n, queue in enumerate(queues)], deadline=30.0)
     came = {delivery.queue: int(delivery.body) for delivery in take(hand, 3)}
     assert came == {queue: n for n, queue in enumerate(queues)}
     assert hand.fetch(1, 0.3) == []
@@ -563,7 +563,7 @@ def test_a_second_walk_is_refused_with_a_sentence_when_the_first_does_not_end(
 ) -> None:
     monkeypatch.setattr("callboard.brokers.rabbitmq.walk.PATIENCE", 0.5)
     first, second = open_driver(), open_driver()
-    first.put([message(1, "mail.dead")], deadline=5.0)
+    first.put([message(1, "mail.dead")], deadline=30.0)
     eventually(lambda: ready(first, "mail.dead") == 1)
     inside, go_on = threading.Event(), threading.Event()
 
