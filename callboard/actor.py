@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from inspect import iscoroutinefunction
 from itertools import islice
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import dramatiq
 from dramatiq import Message
@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from callboard import envelope
 from callboard.cron import Cron
-from callboard.errors import DeclarationError, InvalidPayload, Permanent, printable
+from callboard.errors import MAX_WAIT, DeclarationError, InvalidPayload, Permanent, printable
 from callboard.isolation import isolation_of
 from callboard.payload import Payload, PayloadMismatch
 from callboard.queues import Priority, is_category, queue_for
@@ -43,6 +43,8 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 M = TypeVar("M", bound=BaseModel)
+
+UniqueUntil = Literal["started", "ended"]
 
 _MADE_AT_ONCE = 256  # messages
 
@@ -97,6 +99,8 @@ class JobActor(dramatiq.Actor[P, R]):
         unique: str | None = None,
         tags: Iterable[str] = (),
         job_id: str | None = None,
+        unique_for: timedelta | None = None,
+        unique_until: UniqueUntil = "ended",
     ) -> Sending[P, R]:
         """The same actor, for jobs with other options.
 
@@ -109,11 +113,24 @@ class JobActor(dramatiq.Actor[P, R]):
                 and returns a message with the id of the first.
             tags: Words to find the job by.
             job_id: Its id, instead of a new one: 1 to 128 of letters, digits, `.`, `_`, `:` and `-`.
+            unique_for: The key lasts so long from the send, whether the job has ended or not.
+            unique_until: 'started' gives the key back when a run starts.
 
         Raises:
             ValueError: If the options contradict each other, or lie outside their limits.
         """
-        return Sending(self, send_options(priority, delay, at, expires, unique, tags, job_id))
+        checked = send_options(
+            priority,
+            delay,
+            at,
+            expires,
+            unique,
+            tags,
+            job_id,
+            unique_for=unique_for,
+            unique_until=unique_until,
+        )
+        return Sending(self, checked)
 
     def upcast(self, args: Sequence[Any], fields: Fields, *, version: int) -> Fields:
         """The payload of a message of an earlier version, as one of today's, unchecked.
@@ -295,6 +312,8 @@ class SendOptions:
     unique: str | None = None
     tags: tuple[str, ...] = ()
     job_id: str | None = None
+    unique_for: timedelta | None = None
+    unique_until: UniqueUntil = "ended"
 
     def wait(self, clock: Callable[[], float] = time.time) -> timedelta | None:
         """How long from now until it may start."""
@@ -323,10 +342,27 @@ class SendOptions:
             extras["tags"] = list(self.tags)
         if self.unique is not None:
             extras["unique"] = f"{actor_name}:{self.unique}"
+        if self.unique_for is not None:
+            extras["unique_for"] = self.unique_for.total_seconds()
+        if self.unique_until == "started":
+            extras["unique_until"] = "started"
         return extras
 
 
 _PLAIN = SendOptions()
+
+
+def _check_uniqueness(unique: str | None, unique_for: timedelta | None, unique_until: str) -> None:
+    if unique_until not in ("started", "ended"):
+        raise ValueError(f"a job is unique until it has 'started' or 'ended', not {unique_until!r}")
+    if unique_for is None and unique_until == "ended":
+        return
+    if unique is None:
+        raise ValueError("unique_for and unique_until say how long a unique= key lasts, and there is none")
+    if unique_for is not None and unique_until == "started":
+        raise ValueError("a key lasts for a time, unique_for, or until the job has started, not both")
+    if unique_for is not None and not timedelta(0) < unique_for <= MAX_WAIT:
+        raise ValueError(f"a key lasts up to {MAX_WAIT.days} days, and can't last {unique_for}")
 
 
 def send_options(
@@ -337,6 +373,9 @@ def send_options(
     unique: str | None,
     tags: Iterable[str],
     job_id: str | None,
+    *,
+    unique_for: timedelta | None = None,
+    unique_until: UniqueUntil = "ended",
 ) -> SendOptions:
     """Checked options.
 
@@ -353,8 +392,17 @@ def send_options(
         raise ValueError(f"a tag is a text of 1 to 64 characters, and not so in {tags!r}")
     if unique is not None and not (isinstance(unique, str) and 0 < len(printable(unique)) <= 256):
         raise ValueError(f"a unique key is a text of 1 to 256 characters, and not {unique!r}")
+    _check_uniqueness(unique, unique_for, unique_until)
     return SendOptions(
-        _priority(priority) if priority is not None else None, delay, at, expires, unique, tags, job_id
+        _priority(priority) if priority is not None else None,
+        delay,
+        at,
+        expires,
+        unique,
+        tags,
+        job_id,
+        unique_for,
+        unique_until,
     )
 
 
@@ -439,6 +487,8 @@ class ModelActor(JobActor[[M], R], Generic[M, Q, R]):
             unique: str | None = None,
             tags: Iterable[str] = (),
             job_id: str | None = None,
+            unique_for: timedelta | None = None,
+            unique_until: UniqueUntil = "ended",
         ) -> ModelSending[M, Q, R]: ...
 
         @overload

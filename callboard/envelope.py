@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from dramatiq import Message
@@ -35,6 +35,7 @@ _JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What no honest message goes beyond; arithmetic on more would overflow somewhere on the way.
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 Moment = Annotated[float, msgspec.Meta(ge=0, le=10**11)]  # seconds since the epoch
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=10**8)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=10**14)]
 
 
@@ -47,6 +48,8 @@ class Extras(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=
     trace: str | None = None  # a W3C traceparent
     tags: list[str] = []
     unique: str | None = None  # the key that the job holds until it ends
+    unique_for: Seconds | None = None  # or for so long from the send, whatever becomes of it
+    unique_until: Literal["started"] | None = None  # or until it starts
     tick: Moment | None = None  # the moment of the schedule that made it
 
 

@@ -14,7 +14,7 @@ from dramatiq import Middleware
 from dramatiq.middleware import Callbacks, GroupCallbacks, Interrupt, MiddlewareError, Pipelines, SkipMessage
 from dramatiq.results import Results
 
-from callboard.brokers import copies
+from callboard.brokers import copies, unique
 from callboard.brokers.claim import ClaimedMessage, Drop, Finish, GiveBack, HookFailed, Merge
 from callboard.brokers.core import Core
 from callboard.errors import StoreUnavailable
@@ -89,6 +89,8 @@ class Hooks(Core):
                 )
                 message.disposition = HookFailed(_hook_name(hook), error)
                 raise SkipMessage(f"{_hook_name(hook)} failed") from error
+        if message.extras.unique_until is not None:
+            unique.release(self.store, [(unique.name_of(message.extras), message.message_id)])
 
     def _is_overtaken(self, message: ClaimedMessage) -> bool:
         try:

@@ -145,7 +145,9 @@ class Sending(Hooks):
                 if owner != checked.message_id:
                     call.prepared.append(_duplicate(checked, owner))
                     continue
-                call.held.append((extras.unique, owner))
+                call.held.append((unique.name_of(extras), owner))
+                if extras.unique_for is not None:
+                    call.lasting[owner] = extras.unique_for
             if checked.queue_name not in self.queues:
                 self.declare_queue(checked.queue_name)
             if has_hooks:
@@ -156,7 +158,7 @@ class Sending(Hooks):
 
     def _sent(self, call: _Call[R]) -> None:
         if call.held:
-            unique.keep(self.store, call.held, wait=call.wait)
+            unique.keep(self.store, call.held, wait=call.wait, lasting=call.lasting)
         self._emit_enqueued(call.messages, call.delay_ms)
 
     def _failed(self, call: _Call[R], error: BaseException) -> None:
@@ -170,7 +172,8 @@ class Sending(Hooks):
             return
         maybe = {o.job_id for o in call.outgoing} - {o.job_id for o in error.not_queued}
         unique.release(self.store, [key for key in call.held if key[1] not in maybe])
-        unique.keep(self.store, [key for key in call.held if key[1] in maybe], wait=call.wait)
+        held = [key for key in call.held if key[1] in maybe]
+        unique.keep(self.store, held, wait=call.wait, lasting=call.lasting)
         queued = maybe - {o.job_id for o in error.unknown}
         self._emit_enqueued([m for m in call.messages if m.message_id in queued], call.delay_ms)
         raise _send_error(error, call.outgoing) from error
@@ -278,11 +281,12 @@ class _Call(Generic[R]):
     messages: list[Message[R]]  # those among them that are to be queued
     outgoing: list[Outgoing]  # the same, for the driver
     held: list[tuple[str, str]]  # (unique key, id of the job that holds it)
+    lasting: dict[str, float]  # id of a job -> seconds for which it has its key
 
 
 def _call(delay: int | timedelta | None, now: float) -> _Call[Any]:
     due, delay_ms = _due(delay, now)
-    return _Call(due, delay_ms, (due or now) - now, [], [], [], [])
+    return _Call(due, delay_ms, (due or now) - now, [], [], [], [], {})
 
 
 async def _here(work: Callable[..., T], *args: Any) -> T:

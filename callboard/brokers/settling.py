@@ -179,8 +179,9 @@ class Settling(Hooks):
 
     def _let_go(self, message: ClaimedMessage) -> None:
         """A job has ended: free its unique key, and forget that it was to be cancelled."""
-        if message.extras.unique is not None:
-            unique.release(self.store, [(message.extras.unique, message.message_id)])
+        extras = message.extras
+        if extras.unique is not None and extras.unique_for is None:
+            unique.release(self.store, [(unique.name_of(extras), message.message_id)])
         cancelled = isinstance(message.disposition, Finish) and message.disposition.state is State.CANCELLED
         if not cancelled and self.control is not None:
             cancelled = message.message_id in self.control.cancelled

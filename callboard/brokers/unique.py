@@ -1,8 +1,8 @@
-"""The keys of unique jobs: held from the send until the job ends."""
+"""The keys of unique jobs: held from the send until the job ends, or starts, or for a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -18,13 +18,14 @@ log = get_logger(__name__)
 
 #: A key ends by itself so long after its job may start: a crash in the wrong moment mustn't hold it for ever.
 TTL = timedelta(days=1)
+_RECORDED_WITHIN = 600.0  # seconds from a replay's decision to its record
 _SENDING = 10.0  # seconds beyond the send's deadline; a producer that dies in between holds the key no longer
 
 
 def hold(store: Store | None, message: Message[Any], extras: Extras, *, deadline: float) -> str:
     """Take a job's key, if it has one, for as long as the send may last.
 
-    The key of a job that has ended, or was cancelled and doesn't run, is taken over.
+    The key of a job that has ended, or was cancelled and doesn't run, is taken over, but one that lasts for a time.
 
     Args:
         deadline: Seconds that the send may take.
@@ -40,10 +41,10 @@ def hold(store: Store | None, message: Message[Any], extras: Extras, *, deadline
         return job_id
     if store is None:
         raise NotQueued("a unique job needs a store, and this broker has none", job_id=job_id)
-    key = _key(extras.unique)
+    key = name_of(extras)
     try:
         owner = store.claim_key(key, job_id, ttl=deadline + _SENDING)
-        if owner != job_id and _is_over(store, owner):
+        if owner != job_id and extras.unique_for is None and _is_over(store, owner):
             store.release_key(key, owner)
             owner = store.claim_key(key, job_id, ttl=deadline + _SENDING)
     except StoreUnavailable as error:
@@ -59,33 +60,52 @@ def _is_over(store: Store, job_id: str) -> bool:
     if record is None:
         return False
     if record.state.is_end:
-        return True
+        return record.state is not State.DEAD or store.key_owner(_replay_of(job_id)) is None
     return record.state is not State.RUNNING and store.is_cancelled(job_id)
 
 
-def keep(store: Store | None, held: Iterable[tuple[str, str]], *, wait: float) -> None:
+def announce_replay(store: Store, job_id: str) -> None:
+    """A dead job is about to be queued again, and its record will say so a little later: its key isn't free.
+
+    Raises:
+        StoreUnavailable
+    """
+    store.claim_key(_replay_of(job_id), job_id, ttl=_RECORDED_WITHIN)
+
+
+def keep(
+    store: Store | None, held: Iterable[tuple[str, str]], *, wait: float, lasting: Mapping[str, float]
+) -> None:
     """The jobs are queued: let them have their keys until they end.
 
     Args:
+        held: Keys, by `name_of`, and ids.
         wait: Seconds until they may start.
+        lasting: Seconds for which a job has its key instead, by its id.
     """
     for key, job_id in held if store is not None else ():
         assert store is not None
         try:
-            store.claim_key(_key(key), job_id, ttl=max(0.0, wait) + TTL.total_seconds())
+            ttl = lasting.get(job_id, max(0.0, wait) + TTL.total_seconds())
+            store.claim_key(key, job_id, ttl=ttl)
         except StoreUnavailable as error:
             log.warning("unique key ends early", key=key, job_id=job_id, error=str(error))
 
 
 def release(store: Store | None, held: Iterable[tuple[str, str]]) -> None:
-    """Free keys, given as (key, id of the job that holds it)."""
+    """Free keys, given as (key by `name_of`, id of the job that holds it)."""
     for key, job_id in held if store is not None else ():
         assert store is not None
         try:
-            store.release_key(_key(key), job_id)
+            store.release_key(key, job_id)
         except StoreUnavailable as error:
             log.warning("unique key not released, it ends by itself", key=key, error=str(error))
 
 
-def _key(key: str) -> str:
-    return f"unique:{key}"
+def name_of(extras: Extras) -> str:
+    """What a unique job's key is called in the store. One that lasts for a time is another than one that doesn't."""
+    return f"unique{'-for' if extras.unique_for is not None else ''}:{extras.unique}"
+
+
+def _replay_of(job_id: str) -> str:
+    return f"replay:{job_id}"

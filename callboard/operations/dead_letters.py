@@ -519,13 +519,15 @@ class DeadLetters:
             extras = envelope.extras_of(message.options)
         except (Unreadable, RecursionError):
             return letter.job_id
-        if extras.unique is None or message.message_id != letter.job_id:
+        if extras.unique is None or extras.unique_for is not None or message.message_id != letter.job_id:
             return letter.job_id
         try:
             # For a whole life, not a send: a walk may last. If it breaks off the record still says dead, and
-            # the key of a dead job is taken over.
+            # the key of a dead job is taken over, a while after the announcement.
+            if self._broker.store is not None:
+                unique.announce_replay(self._broker.store, letter.job_id)
             return unique.hold(self._broker.store, message, extras, deadline=unique.TTL.total_seconds())
-        except NotQueued as error:
+        except (NotQueued, StoreUnavailable) as error:
             log.warning("letter kept: its unique key can't be taken", job_id=letter.job_id, error=str(error))
             return ""
 

@@ -187,7 +187,10 @@ class Quarantine:
         return outgoing.job_id
 
     def _release(self, keys: Collection[tuple[str, str]]) -> None:
-        """A forged message may name a job that is well, and its key: that one keeps it."""
+        """A forged message may name a job that is well, and its key: that one keeps it. Where the driver can't say
+        whether it has a job, keys are left to end by themselves."""
+        if type(self._broker.driver).locate is Driver.locate:
+            return
         try:
             lost = [
                 (key, job_id) for key, job_id in sorted(keys) if self._broker.driver.locate(job_id) is None
@@ -268,13 +271,15 @@ def suspect_of_job(driver: Driver, job_id: str) -> Suspect | None:
 
 
 def unique_keys(body: bytes) -> set[tuple[str, str]]:
-    """The key that a message's job holds, with the job's id; none if it isn't unique or can't be read."""
+    """The key that a message's job holds until it ends, with the job's id; none if it isn't unique or can't be read."""
     try:
         decoded = envelope.decode(body, max_bytes=RECEIVE_LIMIT)
-        key = envelope.extras_of(decoded.options).unique
+        extras = envelope.extras_of(decoded.options)
     except (Unreadable, RecursionError):
         return set()
-    return set() if key is None else {(key, decoded.message_id)}
+    if extras.unique is None or extras.unique_for is not None:
+        return set()
+    return {(unique.name_of(extras), decoded.message_id)}
 
 
 def _headers(message: StoredMessage) -> Headers:

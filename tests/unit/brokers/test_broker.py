@@ -170,6 +170,48 @@ def test_a_unique_job_is_queued_once_until_it_ends(note: Any, broker: Broker, wo
     assert third.message_id != first.message_id
 
 
+def test_a_job_may_be_unique_until_it_starts(
+    note: Any, actor: ActorDecorator, broker: Broker, working: Working
+) -> None:
+    sent: list[str] = []
+
+    @actor(category="jobs")
+    def again() -> None:
+        if not sent:
+            sent.append(again.using(unique="k", unique_until="started").send().message_id)
+
+    first = again.using(unique="k", unique_until="started").send().message_id
+    assert again.using(unique="k", unique_until="started").send().message_id == first
+    working()
+    broker.join("jobs.medium", timeout=30_000)
+    assert sent != [first]
+
+
+def test_a_job_may_be_unique_for_a_time_though_it_has_ended(
+    note: Any, broker: Broker, working: Working
+) -> None:
+    hour = timedelta(hours=1)
+    first = note.using(unique="k", unique_for=hour).send("one").message_id
+    working()
+    broker.join("jobs.medium", timeout=30_000)
+    assert note.using(unique="k", unique_for=hour).send("two").message_id == first
+    assert broker.store is not None
+    assert broker.store.key_owner("unique-for:note:k") == first
+    broker.store.release_key("unique-for:note:k", first)  # its time is over
+    assert note.using(unique="k", unique_for=hour).send("three").message_id != first
+
+
+def test_a_key_that_lasts_for_no_time_or_belongs_to_none_is_refused(note: Any) -> None:
+    with pytest.raises(ValueError, match="there is none"):
+        note.using(unique_for=timedelta(hours=1))
+    with pytest.raises(ValueError, match="not both"):
+        note.using(unique="k", unique_for=timedelta(hours=1), unique_until="started")
+    with pytest.raises(ValueError, match="can't last"):
+        note.using(unique="k", unique_for=timedelta(0))
+    with pytest.raises(ValueError, match="'started' or 'ended'"):
+        note.using(unique="k", unique_until="succeeded")
+
+
 def test_a_unique_job_that_could_not_be_queued_leaves_its_key_free(note: Any, broker: Broker) -> None:
     assert isinstance(broker.driver, StubDriver)
     broker.driver.fail_puts = "away"

@@ -237,6 +237,30 @@ def test_a_unique_job_stays_dead_while_another_has_its_key(
         operations.jobs.retry(dead)
 
 
+def test_a_key_of_a_job_that_is_being_replayed_is_not_taken_over(
+    operations: Operations,
+    die: Die,
+    deliver: Any,
+    jobs: Jobs,
+    broken: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record says dead until the batch is recorded, and the job may be queued by then."""
+    dead = die(unique="the round")
+    broken.clear()
+    between: list[str] = []
+    record = operations.dead._record
+
+    def record_late(*args: Any) -> None:
+        if not between:
+            between.append(deliver.using(unique="the round").send(to="elm street").message_id)
+        record(*args)
+
+    monkeypatch.setattr(operations.dead, "_record", record_late)
+    assert operations.dead.replay(Letters(ids=[dead])).job_ids == [dead]
+    assert between == [dead]
+
+
 def test_a_replayed_unique_job_has_its_key_again_until_it_ends(
     operations: Operations, die: Die, deliver: Any, jobs: Jobs, broken: set[str]
 ) -> None:

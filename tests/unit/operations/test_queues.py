@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from callboard import Priority, State, queues
-from callboard.brokers.driver import IntakeOptions, Outgoing
+from callboard.brokers.driver import Driver, IntakeOptions, Outgoing
 from callboard.errors import JobNotFound, NotPossible, StoreUnavailable, UnknownQueue
 from callboard.operations import Operations
 from callboard.states import order
@@ -292,6 +292,18 @@ def test_discarding_a_message_that_names_a_living_job_releases_no_key(
 ) -> None:
     suspect(_unsigned({"callboard": {"v": 1, "unique": "deliver:the round"}}, to="y"))
     deliver.using(unique="the round", job_id="q-1").send(to="x")
+
+    operations.quarantine.discard(None)
+
+    assert _owner(jobs, "the round") == "q-1"
+
+
+def test_where_jobs_cannot_be_looked_up_discarding_releases_no_key(
+    operations: Operations, suspect: Suspect, deliver: Any, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspect(_unsigned({"callboard": {"v": 1, "unique": "deliver:the round"}}, to="y"))
+    deliver.using(unique="the round", job_id="q-1").send(to="x")
+    monkeypatch.setattr(type(jobs.broker.driver), "locate", Driver.locate)
 
     operations.quarantine.discard(None)
 
