@@ -50,7 +50,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a worker, no middleware", ()),
     ("retries, dead letters", ("Retries", "DeadLetters")),
     ("current_job(), time limits", ("CurrentJob", "TimeLimits")),
-    ("expiry, cancellation", ("Expiry", "Cancellation")),
+    ("expiry, cancellation, limits", ("Expiry", "Cancellation", "ConcurrencyLimits", "RateLimits")),
     ("results, callbacks, groups", ("Results", "GroupCallbacks", "Callbacks", "Pipelines", "EventLoop")),
     ("logging", ("JobLogging",)),
     ("metrics", ("JobMetrics",)),
