@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from callboard import forks
-from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
+from callboard.brokers.asking import AskingIntake
+from callboard.brokers.driver import Delivery, IntakeOptions, Outgoing, PutError
 from callboard.brokers.file import messages, workers
 from callboard.brokers.file.bells import Bell
 from callboard.brokers.file.picker import Claims, Picker
@@ -33,8 +34,10 @@ _CLOSE = 2 * _TRANSACTION  # seconds that a close waits for what goes on
 MOVE_DEADLINE = 10.0  # the same for a move
 
 
-class FileIntake(Intake):
+class FileIntake(AskingIntake):
     """Claims messages for one worker, under a number and a lock of its own."""
+
+    away = (BrokerUnavailable, OSError)
 
     def __init__(self, driver: FileDriver, options: IntakeOptions) -> None:
         self._driver = driver
@@ -46,14 +49,10 @@ class FileIntake(Intake):
         forks.follow(self)
 
     def _reset(self) -> None:
+        super()._reset()
         self._held: dict[int, Delivery] = {}
         self._acks: list[int] = []
         self._returns: list[int] = []
-        self._fetching = threading.Lock()
-        self._applying = threading.Lock()  # held while claims are changed in the file
-        self._given = threading.Event()  # there are acks
-        self._armed = False
-        self._alarm = threading.Event()  # `wake` was called
         self._flusher: threading.Thread | None = None
         self._registration: Registration | None = None
         self._generation = 0
@@ -62,34 +61,8 @@ class FileIntake(Intake):
         self._picked_without: frozenset[str] = frozenset()
         self._numbers: Numbers = {}
         self._names: dict[int, str] = {}
-        self._full = False
-        self._closed = False
-        self._outage = False
-
-    def forked(self) -> None:
-        """The claims are the parent's."""
-        self._reset()
-        self._closed = True
 
     # --- claiming
-
-    def fetch(self, limit: int, timeout: float) -> list[Delivery]:
-        end = time.monotonic() + timeout
-        with self._fetching:
-            while not self._closed:
-                try:
-                    found = self._attempt(limit, end)
-                except (BrokerUnavailable, OSError) as error:
-                    found = self._wait_out(error, end)
-                else:
-                    self._recovered()
-                if found or self._is_over(end):
-                    self._alarm.clear()
-                    return found
-        return []
-
-    def _is_over(self, end: float) -> bool:
-        return self._alarm.is_set() or self._closed or time.monotonic() >= end
 
     def _attempt(self, limit: int, end: float) -> list[Delivery]:
         """Claim; if there is nothing, listen until there is."""
@@ -278,7 +251,7 @@ class FileIntake(Intake):
             try:
                 with self._applying:
                     self._apply()
-            except (BrokerUnavailable, OSError) as error:
+            except self.away as error:
                 self._failed(error)
                 time.sleep(LONGEST_SLEEP)
                 self._arm()
@@ -301,23 +274,6 @@ class FileIntake(Intake):
         del self._acks[: len(acks)], self._returns[: len(returns)]
         if returns:
             self._driver.ring({queue_of(id_) for id_ in returns}, len(returns))
-
-    def flush(self, timeout: float) -> bool:
-        end = time.monotonic() + timeout
-        while self._acks or self._returns:
-            if not self._applying.acquire(timeout=max(0.0, end - time.monotonic())):
-                return False
-            try:
-                self._apply()
-            except (BrokerUnavailable, OSError) as error:
-                self._failed(error)
-                if time.monotonic() + 0.1 > end:
-                    return False
-                time.sleep(0.1)
-            finally:
-                self._applying.release()
-        with self._applying:
-            return True
 
     def move(self, delivery: Delivery, outgoing: Outgoing) -> None:
         registration = self._registration
@@ -345,7 +301,7 @@ class FileIntake(Intake):
         try:
             with self._applying:
                 self._apply()
-        except (BrokerUnavailable, OSError) as error:
+        except self.away as error:
             self._failed(error)
             self._arm()
 
@@ -381,7 +337,8 @@ class FileIntake(Intake):
             if bell is not None:
                 bell.close()
             self._run(work)
-        except (BrokerUnavailable, OSError) as error:
+            self._lose_claims()
+        except self.away as error:
             self._failed(error)  # others will find the lock free, and rescue what we held
         registration.lock.close()
         if returns:
@@ -389,17 +346,8 @@ class FileIntake(Intake):
 
     # --- outages
 
-    def _wait_out(self, error: Exception, end: float) -> list[Delivery]:
-        self._failed(error)
-        self._alarm.wait(min(LONGEST_SLEEP, max(0.0, end - time.monotonic())))
-        return []
+    def _next_try(self) -> float:
+        return LONGEST_SLEEP
 
-    def _failed(self, error: Exception) -> None:
-        if not self._outage and not self._closed:
-            log.error("broker_unavailable", error=explain(error, self._writer.path))
-        self._outage = True
-
-    def _recovered(self) -> None:
-        if self._outage:
-            log.info("broker_available")
-        self._outage = False
+    def _explain(self, error: Exception) -> str:
+        return explain(error, self._writer.path)

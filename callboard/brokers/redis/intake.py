@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from callboard import forks
-from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
+from callboard.brokers.asking import AskingIntake
+from callboard.brokers.driver import Delivery, IntakeOptions, Outgoing, PutError
 from callboard.brokers.redis.messages import unpack_delivery
 from callboard.errors import BrokerUnavailable
 from callboard.loggers import get_logger
@@ -39,7 +40,7 @@ _DOUBT = 1.0  # seconds within which Redis says whether a claim in doubt is stil
 _WAIT, _WAIT_NO_MORE, _AS_BEFORE = 1, 0, -1
 
 
-class RedisIntake(Intake):
+class RedisIntake(AskingIntake):
     """Claims messages for one worker."""
 
     def __init__(self, driver: RedisDriver, options: IntakeOptions) -> None:
@@ -55,6 +56,7 @@ class RedisIntake(Intake):
         forks.follow(self)
 
     def _reset(self) -> None:
+        super()._reset()
         self._worker = f"{self._options.worker}:{secrets.token_hex(4)}"  # our name in Redis
         self._connections = 0
         self._is_known = False  # on this connection
@@ -62,11 +64,6 @@ class RedisIntake(Intake):
         self._moving: set[str] = set()  # those of them that a move was tried for, so they have run already
         self._acks: list[Delivery] = []
         self._returns: list[Delivery] = []
-        self._fetching = threading.Lock()
-        self._applying = threading.Lock()  # held while the link is in use
-        self._given = threading.Event()  # there are acks
-        self._armed = False
-        self._alarm = threading.Event()  # `wake` was called
         self._stops_waiting = False
         self._keeper: threading.Thread | None = None
         self._heard = 0.0  # when Redis last heard of us for certain, by the monotonic clock
@@ -75,38 +72,8 @@ class RedisIntake(Intake):
         self._tiers_without: frozenset[str] | None = None
         self._unwanted: list[str] = []
         self._turn = 0
-        self._full = False
-        self._closed = False
-        self._outage = False
-
-    def forked(self) -> None:
-        """The claims are the parent's."""
-        self._reset()
-        self._closed = True
 
     # -- claiming ------------------------------------------------------------------------------------------
-
-    def fetch(self, limit: int, timeout: float) -> list[Delivery]:
-        end = time.monotonic() + timeout
-        with self._fetching:
-            while not self._closed:
-                try:
-                    found = self._attempt(limit, end)
-                except BrokerUnavailable as error:
-                    found = self._wait_out(error, end)
-                else:
-                    self._recovered()
-                if found or self._is_over(end):
-                    if self._alarm.is_set():
-                        self._alarm.clear()
-                        if not found:
-                            self._stops_waiting = True
-                            self._arm()
-                    return found
-        return []
-
-    def _is_over(self, end: float) -> bool:
-        return self._alarm.is_set() or self._closed or time.monotonic() >= end
 
     def _attempt(self, limit: int, end: float) -> list[Delivery]:
         """Claim; if there is nothing, wait until there is."""
@@ -320,25 +287,6 @@ class RedisIntake(Intake):
         self._armed = True
         self._given.set()
 
-    def flush(self, timeout: float) -> bool:
-        end = time.monotonic() + timeout
-        while self._acks or self._returns:
-            if not self._applying.acquire(timeout=max(0.0, end - time.monotonic())):
-                return False
-            try:
-                self._apply()
-            except BrokerUnavailable as error:
-                self._failed(error)
-                if time.monotonic() + 0.1 > end:
-                    return False
-                time.sleep(0.1)
-            finally:
-                self._applying.release()
-            if self._closed:
-                return not self._acks
-        with self._applying:
-            return True
-
     def move(self, delivery: Delivery, outgoing: Outgoing) -> None:
         token = delivery.token
         if self._held.get(token) is not delivery:
@@ -391,20 +339,12 @@ class RedisIntake(Intake):
 
     # -- outages -------------------------------------------------------------------------------------------
 
-    def _wait_out(self, error: Exception, end: float) -> list[Delivery]:
-        self._failed(error)
-        self._alarm.wait(min(self._link.pause(), max(0.0, end - time.monotonic())))
-        return []
+    def _next_try(self) -> float:
+        return self._link.pause()
 
-    def _failed(self, error: Exception) -> None:
-        if not self._outage and not self._closed:
-            log.error("broker_unavailable", error=str(error))
-        self._outage = True
-
-    def _recovered(self) -> None:
-        if self._outage:
-            log.info("broker_available")
-        self._outage = False
+    def _interrupted(self) -> None:
+        self._stops_waiting = True
+        self._arm()
 
 
 def warn_of_rescued(dead: Sequence[Any]) -> None:
