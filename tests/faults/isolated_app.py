@@ -156,9 +156,9 @@ def leave(how: str) -> None:
 
 
 @actor(isolated=True, retries=0)
-def hold_the_gil(seconds: float, limit: bool = False) -> None:
-    note("holding")
-    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+def hold_the_gil(seconds: int) -> None:
+    note(f"holding {os.getpid()}")
+    ctypes.PyDLL(None).sleep(seconds)
     note("held")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from callboard.states import State
-from tests.supervised import App, app_in, is_alive, until
+from tests.supervised import PATIENCE, App, app_in, is_alive, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolated jobs need Linux")
 
@@ -104,7 +106,7 @@ def test_a_worker_that_stops_lets_isolated_jobs_finish(app: App) -> None:
     app.open("gate")
     assert worker.exit_code() == 0
     assert [line[0] for line in app.notes()] == ["start", "end"]
-    assert not is_alive(runner)
+    until(lambda: not is_alive(runner))
     until(lambda: (record := app.store.get(job)) and record.state == State.SUCCEEDED)
 
 
@@ -115,7 +117,7 @@ def test_at_the_end_of_the_grace_isolated_jobs_keep_their_state_and_go_back_unco
     runner = _runner(app)
     worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
-    assert not is_alive(runner)
+    until(lambda: not is_alive(runner))
     app.open("gate")
     app.start(processes=1, threads=2).ready(1)
     until(lambda: app.notes("end"))
@@ -129,7 +131,7 @@ def test_an_isolated_job_that_holds_the_gil_does_not_keep_the_worker_from_stoppi
     runner = _runner(app)
     worker.send_signal(signal.SIGTERM)
     assert worker.exit_code() == 0
-    assert not is_alive(runner)
+    until(lambda: not is_alive(runner))
     assert app.counts().ready == 1
 
 
@@ -141,3 +143,37 @@ def test_each_line_of_a_flood_of_them_names_its_job(app: App) -> None:
     lines = [line for line in worker.log_lines() if line.get("event") == "a line"]
     assert [line["number"] for line in lines] == list(range(3_000))
     assert {line["job_id"] for line in lines} == {job}
+
+
+def test_isolated_jobs_are_isolated_under_dramatiqs_own_command(app: App) -> None:
+    with (app.folder / "log").open("wb") as log:
+        worker = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "dramatiq",
+                "broker:broker",
+                "actors.jobs",
+                "actors.apart",
+                "-p",
+                "1",
+                "-t",
+                "2",
+            ],
+            cwd=app.folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        app.send("keep-state", gate="gate")
+        runner = _runner(app)
+        process = _parent(_parent(runner))
+        assert _parent(process) == worker.pid
+        os.kill(process, signal.SIGKILL)
+        until(lambda: not is_alive(runner))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait(PATIENCE)
