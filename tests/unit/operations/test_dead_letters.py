@@ -520,3 +520,18 @@ def test_thousands_of_letters_are_replayed_in_one_walk(jobs: Jobs, operations: O
     assert result.recorded
     assert {jobs.state(f"job-{n}") for n in (0, 999, 1999)} == {State.QUEUED}
     assert driver.counts(["post.high"])["post.high"].ready == 2000
+
+
+def test_a_letter_stays_for_years_until_somebody_discards_it(
+    operations: Operations, deliver: Any, jobs: Jobs, broken: set[str]
+) -> None:
+    broken.add("nowhere")
+    job_id = deliver.send(to="nowhere").message_id
+    jobs.drain(fail=False)
+    jobs.clock.advance(timedelta(days=3_650))
+    jobs.drain(fail=False)
+
+    assert [letter.job_id for letter in operations.dead.search()] == [job_id]
+    assert operations.dead.counts() == {"post": 1}
+    operations.dead.discard(Letters(ids=[job_id]), reason="nobody lives there")
+    assert operations.dead.counts() == {}
