@@ -1,8 +1,8 @@
 """Jobs that run alone in their process, since an earlier run of theirs ended with one that died.
 
 A job that is due to run so lets its process claim nothing more and give back what hasn't started. When nothing
-runs any more it starts, and until it ends nothing else does. So whatever it does to its process, it does to
-nobody else; and if the process dies, it is certain of what.
+runs any more, and what became of the others is acknowledged and recorded, it starts, and until it ends nothing else
+does. So whatever it does to its process, it does to nobody else; and if the process dies, it is certain of what.
 
 What runs beside it may take long. A process waits for that, but not for ever: then the job waits in the broker,
 where another process finds it, and comes back to more patience.
@@ -26,6 +26,8 @@ _PATIENCE_LEAST = 10.0
 #: A job for which its process would stand still for an hour has been waiting for two.
 _PATIENCE_SHARE = 0.5
 _LOOK = 0.02
+#: Seconds within which acknowledgements and records are written.
+_WRITTEN = 5.0
 
 
 class Solitude:
@@ -80,6 +82,7 @@ class Solitude:
             message, _ = self._waiting.popleft()
             self._since = None
             if message.intake.holds(message.delivery):
+                self._write_down(message)
                 log.info("a job runs alone in its process", job_id=message.message_id)
                 self._alone = True
                 self._work.put(message)
@@ -92,6 +95,12 @@ class Solitude:
         left = [message for message, _ in self._waiting]
         self._waiting.clear()
         return left
+
+    def _write_down(self, message: ClaimedMessage) -> None:
+        """Have what other jobs came to acknowledged and recorded, before this one may end the process."""
+        message.intake.flush(_WRITTEN)
+        if self._broker.recorder is not None:
+            self._broker.recorder.flush(_WRITTEN)
 
     def _run_empty(self) -> None:
         now = self._clock()
