@@ -39,7 +39,7 @@ log = get_logger(__name__)
 #: Exit codes of a process: it couldn't start; what it was to do has ended by itself.
 NOT_STARTED, ENDED = 3, 4
 #: Seconds that an orphan has to stop.
-_ORPHANED_SECONDS = 2.0
+ORPHANED_SECONDS = 2.0
 #: Seconds between two signs of life, where the supervisor looks for them.
 _BEAT_SECONDS = 1.0
 _ENDED_BYTE, _STOPPED_BYTE = 0, 255  # no signals have these numbers
@@ -198,7 +198,7 @@ class Child:
             if self._plan.lifeline in readable:
                 watched.remove(self._plan.lifeline)
                 log.error("the supervisor is gone, this worker process stops")
-                _end_within(_ORPHANED_SECONDS)
+                _end_within(ORPHANED_SECONDS)
                 orders += bytes([signal.SIGQUIT])
             if _STOPPED_BYTE in orders:
                 return

@@ -87,6 +87,15 @@ class SlotMemory:
     def __init__(self, processes: int, threads: int) -> None:
         self._threads = threads
         self._memory = mmap.mmap(-1, processes * threads * _SIZE)
+        self._pids = memoryview(mmap.mmap(-1, processes * 4)).cast("I")
+
+    def give(self, block: int, pid: int) -> None:
+        """Note which process has a block; 0 for none."""
+        self._pids[block] = pid
+
+    def pids(self) -> list[int]:
+        """The processes that have blocks."""
+        return [pid for pid in self._pids if pid]
 
     def of(self, block: int) -> Slots:
         """The slots of the process that was given this block."""

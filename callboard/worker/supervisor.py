@@ -12,7 +12,8 @@ The life of a worker's processes:
   loaded, the old ones stay.
 - What ran in one that died by itself is noted (`callboard.worker.cut_runs`). It also leaves a sign of life in the
   store: a process that has the application, and with it the store, removes that and writes down the deaths.
-- When the supervisor dies, the others see the end of a pipe that only it holds open, and stop.
+- When the supervisor dies, the others see the end of a pipe that only it holds open, and stop. One whose job keeps
+  Python's lock sees nothing, and is killed by the zygote.
 """
 
 from __future__ import annotations
@@ -523,6 +524,7 @@ class Supervisor:
                 seat.ordered = None
                 process = _Process(report.pid, report.block, seat, self._app, time.monotonic())
                 self._processes[process.pid] = process
+                self._slots.give(process.block, process.pid)
                 if seat.holder is None:
                     seat.holder = process
                 else:
@@ -650,6 +652,7 @@ class Supervisor:
         slots = self._slots.of(process.block)
         running = tuple(slots.running())
         slots.clear()  # what it ran doesn't run any more
+        self._slots.give(process.block, 0)
         self._blocks.append(process.block)
         if seat.successor is process:
             seat.successor = None

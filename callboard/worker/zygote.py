@@ -21,6 +21,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,7 +31,7 @@ from typing import NoReturn
 from callboard.brokers.base import Broker
 from callboard.errors import BrokerUnavailable, StoreUnavailable
 from callboard.queues import Priority
-from callboard.worker.child import Plan, run_child
+from callboard.worker.child import ORPHANED_SECONDS, Plan, run_child
 from callboard.worker.cut_runs import CutRun, CutRunMemory, correct_records, remember
 from callboard.worker.patterns import select_queues
 from callboard.worker.reports import Report, report_of
@@ -39,6 +40,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 #: An order to the zygote: a block of slots, what to run, the pid of a dead process.
 _COMMAND = struct.Struct("<BBI")
 _WORKER, _BURIAL, _RESERVED = 255, 254, 245
+#: Seconds that orphans have beyond those that they take for themselves.
+_MOMENT = 1.0
 _NOT_LINUX = "orphans can't be adopted on this system"
 
 
@@ -162,7 +165,18 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
         except OSError as error:
             if index != _BURIAL:
                 plan.reports.send(report_of(error, "failed", block))
+    _end_orphans(plan)
     os._exit(0)
+
+
+def _end_orphans(plan: Plan) -> None:
+    """The supervisor is gone. Its processes have a moment to stop by themselves, which one whose job keeps Python's
+    lock can't do: it would run on, while others get what it had claimed."""
+    time.sleep(ORPHANED_SECONDS + _MOMENT)
+    for pid in plan.slots.pids():
+        with suppress(ProcessLookupError):
+            if os.getpgid(pid) == os.getpgrp():  # no stranger that has got its number since
+                os.kill(pid, signal.SIGKILL)
 
 
 def bury(broker: Broker, pid: int, deaths: CutRunMemory) -> None:

@@ -18,6 +18,21 @@ from tests.supervised import App, SupervisedWorker, app_in, is_alive, until
 REPLACED_WITHIN = 2.0  # seconds: what the README promises
 
 
+_LOCKED = '''
+import re
+
+from actors.jobs import note
+from broker import actor
+
+
+@actor(category="jobs", retries=0)
+def keep_the_lock() -> None:
+    """Looks for a match for longer than anybody lives, and lets nobody else have Python's lock meanwhile."""
+    note("start")
+    re.match("(a+)+$", "a" * 100 + "b")
+'''
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[App]:
     yield from app_in(tmp_path)
@@ -51,7 +66,9 @@ def test_a_killed_process_is_replaced_within_two_seconds_and_its_sibling_goes_on
     assert replaced["replaces"] == victim
     assert replaced["seconds"] < REPLACED_WITHIN
 
-    until(lambda: len(app.notes("start")) == 5)  # one of the victim started again; the other isn't to run beside it
+    until(
+        lambda: len(app.notes("start")) == 5
+    )  # one of the victim started again; the other isn't to run beside it
     app.open("gate")
     until(lambda: len(app.notes("end")) == 4)
     assert is_alive(sibling)
@@ -139,6 +156,16 @@ def test_an_orphan_whose_job_cannot_be_interrupted_ends_all_the_same(app: App) -
     worker = app.start(processes=1)
     pids = worker.ready(1)
     app.send("deaf", seconds=3600)
+    until(lambda: app.notes("start"))
+    worker.send_signal(signal.SIGKILL)
+    until(lambda: not is_alive(pids[0]))
+
+
+def test_an_orphan_whose_job_keeps_pythons_lock_ends_all_the_same(app: App) -> None:
+    app.write("actors/locked.py", _LOCKED)
+    worker = app.start(processes=1)
+    pids = worker.ready(1)
+    app.send("keep-the-lock")
     until(lambda: app.notes("start"))
     worker.send_signal(signal.SIGKILL)
     until(lambda: not is_alive(pids[0]))
