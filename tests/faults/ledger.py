@@ -169,6 +169,9 @@ class Processes:
         pid = chance.choice(self.ledger.working_pids() * 2 + producing)
         self.ledger.killed[pid] = time.monotonic()
         os.kill(pid, signal.SIGKILL)
+        for producer in self.producers.values():
+            if producer.pid == pid:
+                producer.wait()
 
     def enough(self) -> None:
         """Have the producers end, and wait for them."""

@@ -168,7 +168,6 @@ class Stage(ABC):
     def kill_a_process(self) -> None:
         if self.ledger.working_pids():
             self.processes.kill_one(self.chance)
-        time.sleep(0.2)
         self.processes.revive_producers()
 
     def kill_the_supervisor(self) -> None:

@@ -18,6 +18,9 @@ from callboard.brokers.base import Broker
 from callboard.brokers.driver import Driver, Outgoing
 from callboard.operations import Operations
 from callboard.queues import QUARANTINE
+from callboard.servers import PrivateRabbitmq, PrivateRedis
+from callboard.states import State, order
+from callboard.store.base import Change
 from tests.supervised import App, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolated jobs need Linux")
@@ -94,6 +97,19 @@ def outgoing(actor: str) -> Outgoing:
     return Outgoing(message.queue_name, envelope.encode(message), message.message_id)
 
 
+def queued(job: Outgoing) -> Change:
+    """What a producer lets the store know of a job."""
+    return Change(
+        job_id=job.job_id,
+        order=order(0, State.QUEUED),
+        state=State.QUEUED,
+        at=time.time(),
+        category="jobs",
+        queue=job.queue,
+        enqueued_at=time.time(),
+    )
+
+
 def malformed(number: int) -> Outgoing:
     bodies = (b"", b"\xff\x00", b"[1, 2]", b'{"actor_name": 7}', b"[" * 20_000, b'{"options": null}')
     return Outgoing("jobs.medium", bodies[number % len(bodies)], f"bad-{number}")
@@ -120,9 +136,27 @@ def dead(driver: Driver) -> dict[str, str]:
     return {letter.job_id: letter.reason for letter in letters}
 
 
+@pytest.fixture(
+    scope="module",
+    params=["file", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("redis", "rabbitmq"))],
+)
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of the broker; on the embedded queue in each run of the tests, on the others where there is time."""
+    if request.param == "redis":
+        server: PrivateRedis = request.getfixturevalue("redis_server")
+        server.empty()
+        yield server.url
+    elif request.param == "rabbitmq":
+        node: PrivateRabbitmq = request.getfixturevalue("rabbitmq")
+        yield node.add_vhost("company")
+        node.delete_vhost("company")
+    else:
+        yield "file:var"
+
+
 @pytest.fixture(scope="module")
-def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
-    app = App(tmp_path_factory.mktemp("company"))
+def aftermath(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
+    app = App(tmp_path_factory.mktemp("company"), url)
     app.write("actors/bad.py", _BAD)
     good = [outgoing("quick") for _ in range(GOOD)]
     bad = {actor: outgoing(actor) for actor in (*DEADLY, *HARMLESS)}
@@ -130,6 +164,7 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
     for place, job in enumerate(bad.values()):
         mixed.insert(place * 200, job)
     with closing(app), closing(app.open_driver()) as driver:
+        app.store.write([queued(job) for job in (*good, *bad.values())])
         driver.put(mixed, deadline=PATIENCE)
         app.start(processes=2, threads=4)
         until(lambda: len({noted[1] for noted in app.notes("end")}) >= GOOD, PATIENCE)
