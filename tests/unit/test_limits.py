@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from callboard import ConcurrencyLimit, RateLimit
 from callboard.actor import ActorDecorator
@@ -10,6 +11,7 @@ from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
 from callboard.errors import DeclarationError
 from callboard.limits import key_of
+from callboard.metrics import Metrics
 from callboard.store import open_store
 from middleware import stack
 
@@ -50,7 +52,7 @@ def test_what_is_no_number_of_places_is_refused(places: int) -> None:
 
 def test_an_actor_with_a_rate_that_makes_no_sense_is_not_declared() -> None:
     store = open_store("memory:")
-    broker = Broker(StubDriver(), store=store, middleware=stack(store))
+    broker = Broker(StubDriver(), store=store, middleware=stack(store, metrics=Metrics(CollectorRegistry())))
     with pytest.raises(DeclarationError, match="the actor 'call': a rate reads like"):
 
         @ActorDecorator(broker)(category="jobs", rate="often")

@@ -175,12 +175,13 @@ class Database:
 
     def _open_writer(self) -> Connection:
         if self._writer is None:
-            self._writer = self._connect()
+            connection = self._connect()
             try:
-                self._set_up(self._writer)
+                self._set_up(connection)
             except BaseException:
-                self._drop_writer()
+                connection.close()
                 raise
+            self._writer = connection  # not before: a reader that sees a writer takes the tables for made
         return self._writer
 
     def _connect(self) -> Connection:
