@@ -31,7 +31,7 @@ def ledger(tmp_path: Path) -> Ledger:
         "end twice 3 9.5 1",
     ]
     (tmp_path / "runs").write_text("\n".join(lines) + "\n")
-    return Ledger(tmp_path, killed={1: 9.6})
+    return Ledger(tmp_path, killed={1: 20.0})
 
 
 FAULTS = [Fault("freeze", 0.1, 0.2), Fault("deploy", 1.4, 1.6), Fault("stall", 5.0, 5.1)]
