@@ -6,13 +6,16 @@ A server that isn't installed skips the tests that ask for it, and fails them wh
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import uuid
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+import structlog
 
+from callboard import logs
 from callboard.servers import PrivatePostgresql, PrivateRabbitmq, PrivateRedis, PrivateServer, ServerMissing
 
 if TYPE_CHECKING:
@@ -25,6 +28,30 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 S = TypeVar("S", bound=PrivateServer)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undoes `configure_logging`, which commands call, for the tests that come after in the same process."""
+    names = ("pika", "dramatiq", "dramatiq.results.middleware.Results", "callboard.jobs")
+    root, options = logging.getLogger(), logs._options
+    disabled, level = root.manager.disable, root.level
+    levels = {name: logging.getLogger(name).level for name in names}
+    was_configured, configuration = structlog.is_configured(), structlog.get_config()
+    yield
+    if structlog.is_configured() == was_configured and structlog.get_config() == configuration:
+        return
+    logs._options = options
+    for handler in list(root.handlers):
+        if isinstance(handler.formatter, structlog.stdlib.ProcessorFormatter):
+            root.removeHandler(handler)
+    root.setLevel(level)
+    logging.disable(disabled)
+    for name, its in levels.items():
+        logging.getLogger(name).setLevel(its)
+    structlog.reset_defaults()
+    if was_configured:
+        structlog.configure(**configuration)
 
 
 def _installed(server: Callable[[], S]) -> S:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 
 import dramatiq
 import pytest
-import structlog
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
@@ -17,27 +15,11 @@ from callboard.loggers import get_logger
 from callboard.logs import configure_logging, lines_below
 
 
-@pytest.fixture
-def as_before() -> Iterator[None]:
-    """Undoes `configure_logging`."""
-    names = ("pika", "dramatiq", "dramatiq.results.middleware.Results", "callboard.jobs")
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in names}
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, its in levels.items():
-        logging.getLogger(name).setLevel(its)
-    structlog.reset_defaults()
-
-
 def sign_in(password: str) -> None:
     raise ConnectionError("the door stays shut")
 
 
 @pytest.mark.parametrize("style", ["console", "json"])
-@pytest.mark.usefixtures("as_before")
 def test_a_logged_exception_does_not_tell_the_variables_of_its_frames(
     style: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,7 +59,6 @@ def test_what_has_one_line_stays_in_it() -> None:
         ("warning", True, []),
     ],
 )
-@pytest.mark.usefixtures("as_before")
 def test_who_wants_to_see_successes_sees_them_at_info(
     level: str, successes: bool, told: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +73,6 @@ def seven() -> int:
     return 7
 
 
-@pytest.mark.usefixtures("as_before")
 def test_a_value_that_an_actor_returns_in_vain_is_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
     broker = StubBroker(middleware=[])
     results = Results(backend=StubBackend())  # type: ignore[no-untyped-call]  # it has no annotations
