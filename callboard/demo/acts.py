@@ -122,18 +122,20 @@ def _await_busy(stage: Stage) -> Generator[None, None, int | None]:
         waited = time.monotonic() - began
         wanted = THREADS - 1 if waited < _PATIENCE_FOR_BUSY else 1
         victim = max(running, key=lambda pid: len(running[pid]), default=None)
-        if victim is not None and len(running[victim]) >= wanted and _is_out_of_reach(stage):
+        if victim is not None and len(running[victim]) >= wanted and _is_out_of_reach(stage, waited):
             return victim
         if stage.knowledge.all_proved:
             return None
         yield
 
 
-def _is_out_of_reach(stage: Stage) -> bool:
-    """Whether the mail that is put off waits in the broker, or has gone out."""
+def _is_out_of_reach(stage: Stage, waited: float) -> bool:
+    """Whether the mail that is put off waits in the broker, has gone out, or is late to start at all."""
     record = stage.knowledge.records.get(stage.id_of(stage.programme.put_off) or "")
     if record is None:
         return False
+    if record.state is State.QUEUED and waited >= _PATIENCE_FOR_BUSY / 2:
+        return True
     is_far = (record.due_at or 0.0) > time.time() + _OUT_OF_REACH
     return record.state is State.SUCCEEDED or (record.state is State.RETRYING and is_far)
 
