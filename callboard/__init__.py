@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from callboard.actor import ActorDecorator, JobActor, ModelActor
-    from callboard.context import Cancelled, current_job
+    from callboard.context import Cancelled, LeaseLost, current_job
     from callboard.cron import cron
     from callboard.errors import (
         CallboardError,
@@ -47,6 +47,7 @@ __all__ = [
     "InvalidPayload",
     "Isolation",
     "JobActor",
+    "LeaseLost",
     "ModelActor",
     "NotQueued",
     "PartlySent",
@@ -64,7 +65,7 @@ __all__ = [
 
 _HOMES = {
     "actor": ("ActorDecorator", "JobActor", "ModelActor"),
-    "context": ("Cancelled", "current_job"),
+    "context": ("Cancelled", "LeaseLost", "current_job"),
     "cron": ("cron",),
     "errors": (
         "CallboardError",

@@ -36,6 +36,13 @@ class Cancelled(Interrupt):
     """Raised in an actor's thread when its job was cancelled; let it pass."""
 
 
+class LeaseLost(Interrupt):
+    """Raised in an actor's thread when its job is another worker's by now; let it pass.
+
+    This worker was frozen or cut off for too long. What the run came to is not recorded.
+    """
+
+
 class NoCurrentJob(CallboardError, RuntimeError):
     """`current_job()` was called where no job runs: outside of an actor's body."""
 
@@ -90,6 +97,9 @@ class Run:
         self.replayed = replayed
         self.time_limit: float | None = None
         self.started = time.monotonic()
+        self.still_ours: Callable[[], bool] | None = (
+            None  # whether nobody else has the job; None where that is certain
+        )
         self._reporter = reporter
         self._news: tuple[float | None, str] | None = None
         self._next_report = 0.0
@@ -146,11 +156,12 @@ class Run:
             TypeError: If it is no JSON.
             CheckpointTooLarge: If it is over 1 MiB.
             StoreUnavailable: If it couldn't be kept.
+            LeaseLost: If the job is another worker's by now; let it pass.
         """
         data = msgspec.json.encode(state)
         if len(data) > MAX_CHECKPOINT_BYTES:
             raise CheckpointTooLarge(actor=self.actor, size=len(data), limit=MAX_CHECKPOINT_BYTES)
-        self._reporter.save_checkpoint(self.id, data)
+        self.keep(data)
 
     def last_checkpoint(self) -> Any:
         """What an earlier run of this job kept, or None.
@@ -163,9 +174,20 @@ class Run:
 
     # -- for the machinery -------------------------------------------------------------------------------
 
+    def keep(self, state: bytes) -> None:
+        """Keep a checkpoint that is encoded.
+
+        Raises:
+            StoreUnavailable
+            LeaseLost
+        """
+        if self.still_ours is not None and not self.still_ours():
+            raise LeaseLost("its job is another worker's by now")
+        self._reporter.save_checkpoint(self.id, state)
+
     def report(self) -> None:
         """Pass on what the job last said of its progress, if that hasn't been done."""
-        if self._news is not None:
+        if self._news is not None and self._interrupted is not LeaseLost:
             (fraction, note), self._news = self._news, None
             self._next_report = time.monotonic() + _REPORT_SECONDS
             self._reporter.report_progress(self, fraction, note)

@@ -10,6 +10,7 @@ import dramatiq
 from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
+from callboard.brokers.claim import Drop
 from callboard.errors import StoreUnavailable
 from callboard.limits import ConcurrencyLimit, key_of
 from callboard.loggers import get_logger
@@ -83,8 +84,8 @@ class ConcurrencyLimits(Middleware):
     def after_skip_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
         key = message.__dict__.pop("place", None)
-        if key is None or broker.store is None:
-            return
+        if key is None or broker.store is None or isinstance(message.disposition, Drop):
+            return  # who has the job by now has its place, too
         try:
             broker.store.leave(key, message.message_id)
         except StoreUnavailable as error:

@@ -12,7 +12,7 @@ from dramatiq.broker import MessageProxy
 from callboard import queues
 from callboard.actor import JobActor
 from callboard.brokers.base import Broker as CallboardBroker
-from callboard.brokers.claim import DONE, ClaimedMessage, Die, Finish, GiveBack, Later, job_order
+from callboard.brokers.claim import DONE, ClaimedMessage, Die, Drop, Finish, GiveBack, Later, job_order
 from callboard.payload import masked_json
 from callboard.process import worker_name
 from callboard.states import State, order
@@ -170,6 +170,15 @@ def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
         change.order = order(headers.hop, State.RUNNING)
         change.progress, change.progress_note = 0.0, ""
         change.event = "given back unfinished by a worker that stopped; the attempt doesn't count"
+    elif isinstance(disposition, Drop) and ran:
+        # A line of the story alone: whoever has the job now says everything else.
+        return Change(
+            job_id=message.message_id,
+            order=order(headers.hop, State.QUEUED),
+            state=State.RUNNING,
+            at=now,
+            event=f"what a run on worker {worker_name()} came to isn't recorded: another worker has the job by now",
+        )
     else:
         return None
     return change

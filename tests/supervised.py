@@ -264,8 +264,13 @@ class SupervisedWorker:
                 return event
 
     def ready(self, processes: int = 2) -> list[int]:
-        """Wait until so many processes have started; returns their pids."""
-        return [self.wait_for("started")["pid"] for _ in range(processes)]
+        """Wait until so many processes have started that run jobs; returns their pids."""
+        pids: list[int] = []
+        while len(pids) < processes:
+            event = self.wait_for("started")
+            if event["companion"] is None:
+                pids.append(event["pid"])
+        return pids
 
     def send_signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

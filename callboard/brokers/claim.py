@@ -70,7 +70,7 @@ class GiveBack:
 
 @dataclass(slots=True, frozen=True)
 class Drop:
-    """The claim is gone, somebody else has the message by now: do nothing."""
+    """The claim is gone, or somebody else runs the job: nothing is told of it. What is left of the claim goes back."""
 
 
 @dataclass(slots=True, frozen=True)

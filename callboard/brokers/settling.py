@@ -65,7 +65,7 @@ class Settling(Hooks):
         elif isinstance(disposition, Die):
             if not self._move(delivery, intake, self._letter(message, disposition)):
                 message.disposition = Drop()
-        elif isinstance(disposition, GiveBack):
+        elif isinstance(disposition, GiveBack) or intake.holds(delivery):
             intake.give_back([delivery])
         message.settled = True
         if self.with_checkpoint:

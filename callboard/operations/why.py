@@ -19,6 +19,7 @@ from callboard.operations.moments import clock, span
 from callboard.operations.quarantine import Suspect, suspect_of_job
 from callboard.states import State
 from callboard.store.base import Control, Heartbeat, Record
+from callboard.store.leases import lease_owner
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,9 +44,11 @@ class Evidence:
     record: Record | None = None
     location: Location | None = None
     locatable: bool = False  # whether the broker can look a job up at all
+    leased: bool = False  # whether it gives out again what runs, so that jobs need leases in the store
     suspect: Suspect | None = None  # its message, if that is in quarantine
     counts: QueueCounts | None = None  # of the queue it waits in
     control: Control | None = None
+    lease: str = ""  # which worker has the job's lease, where jobs have one, as 'host:pid' of its supervisor
     workers: list[Heartbeat] = field(default_factory=list)
     dropped: Mapping[str, int] = field(default_factory=dict)
     store_error: str = ""
@@ -80,6 +83,7 @@ def can_locate(driver: Driver) -> bool:
 def gather(broker: Broker, job_id: str) -> Evidence:
     """Ask the store and the broker. What is away shows in the evidence, and raises nothing."""
     evidence = Evidence(job_id=job_id, now=broker.clock(), locatable=can_locate(broker.driver))
+    evidence.leased = broker.store is not None and not broker.driver.claims_are_leases
     store = broker.store
     if store is None:
         evidence.store_error = "this broker has no store"
@@ -88,6 +92,8 @@ def gather(broker: Broker, job_id: str) -> Evidence:
             evidence.record = store.get(job_id)
             evidence.control = store.control()
             evidence.workers = store.workers()
+            if evidence.leased:
+                evidence.lease = ":".join((lease_owner(store, job_id) or "").split(":")[:2])
             evidence.dropped = store.counters("records.dropped")
         except StoreUnavailable as error:
             evidence.store_error = str(error)
@@ -290,6 +296,11 @@ def _life(e: Evidence, worker: str) -> str:
     if e.store_error:
         return ""
     if e.worker(worker) is None:
+        if e.lease:
+            return (
+                f", which gives no sign of life; the worker on {e.lease} still has its lease: it doesn't run "
+                "elsewhere before that is freed, or is over, ten seconds after it was last renewed"
+            )
         return ", which gives no sign of life: if it is gone, the job runs again as soon as the broker gives it back"
     return ""
 
@@ -400,6 +411,10 @@ def _doubts(e: Evidence) -> str:
     doubts = []
     if e.store_error:
         doubts.append(f"the store can't be asked: {_sentence_part(e.store_error)}")
+        if e.leased:
+            doubts.append(
+                "a job that the broker delivered before waits until it can, for nobody knows whether it runs"
+            )
     if e.broker_error:
         doubts.append(f"the broker can't be asked: {_sentence_part(e.broker_error)}")
     if dropped := _dropped_since(e):
@@ -457,6 +472,8 @@ def _shared_facts(e: Evidence) -> dict[str, Any]:
         facts |= {"ready": e.counts.ready, "claimed": e.counts.claimed, "consumers": e.counts.consumers}
     if dropped := _dropped_since(e):
         facts["records_dropped"] = dropped
+    if e.lease:
+        facts["lease"] = e.lease
     if e.store_error:
         facts["store_error"] = e.store_error
     if e.broker_error:

@@ -28,6 +28,7 @@ from callboard.metrics.values import keep_shareable
 from callboard.queues import Priority
 from callboard.worker.cut_runs import CutRunMemory
 from callboard.worker.garbage import look_for_garbage_less_often
+from callboard.worker.leases import needs_leases
 from callboard.worker.patterns import queues_from, select_queues
 from callboard.worker.pulse import Pulse
 from callboard.worker.reports import Report, Reports, report_of
@@ -61,6 +62,7 @@ class Plan:
     log_format: str
     log_successes: bool = False
     companions: Mapping[str, Companion] = field(default_factory=dict)
+    lease_owner: str = ""
     reserve: Mapping[Priority, int] = field(default_factory=dict)
     reports: Reports
     slots: SlotMemory
@@ -168,6 +170,7 @@ class Child:
             slots=slots,
             pulse=self._pulse,
             deaths=self._plan.deaths,
+            lease_owner=self._plan.lease_owner if needs_leases(broker) else None,
         )
 
     def _listen(self) -> None:

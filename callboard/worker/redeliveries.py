@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from callboard.brokers import copies
 from callboard.brokers.base import Broker
 from callboard.brokers.claim import ClaimedMessage
 from callboard.errors import StoreUnavailable
 from callboard.loggers import get_logger
+from callboard.store.leases import free_lease, lease_owner, take_lease
 from callboard.worker.cut_runs import CutRunMemory, cut_runs, settle_cut_run
 
 log = get_logger(__name__)
@@ -37,11 +39,6 @@ _LOOK_AGAIN_SOON = 0.05
 _HOARD = 5.0
 
 
-def lease_key(job_id: str) -> str:
-    """The store's key that somebody holds for as long as he runs a job."""
-    return f"lease:{job_id}"
-
-
 class Redeliveries:
     """What waits. All of it is for the claiming thread.
 
@@ -49,6 +46,7 @@ class Redeliveries:
         broker: Where the jobs come from.
         is_running: Whether a job runs in this worker, in whichever process.
         deaths: What the supervisor has noted of processes that died.
+        lease_owner: Who holds the leases of this worker, if jobs have any: then what may start has one.
         wait: Seconds that a job waits before it is looked at.
         clock: Monotonic seconds.
     """
@@ -59,15 +57,18 @@ class Redeliveries:
         is_running: Callable[[str], bool],
         *,
         deaths: CutRunMemory | None = None,
+        lease_owner: str | None = None,
         wait: float = WAIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._broker = broker
         self._is_running = is_running
         self._deaths = deaths
-        self._leases = broker.driver.claims_are_leases
-        self._wait = 0.0 if self._leases else wait
-        self._look_again = _LOOK_AGAIN_SOON if self._leases else _LOOK_AGAIN
+        self._lease_owner = lease_owner
+        self._claims_are_leases = broker.driver.claims_are_leases
+        self._wait = 0.0 if self._claims_are_leases else wait
+        self._look_again = _LOOK_AGAIN_SOON if self._claims_are_leases else _LOOK_AGAIN
+        self._away = False
         self._clock = clock
         self._waiting: deque[tuple[float, ClaimedMessage]] = deque()  # when it is looked at
         self._cleared: deque[tuple[float, ClaimedMessage]] = deque()  # since when it may start
@@ -111,14 +112,16 @@ class Redeliveries:
         given: list[ClaimedMessage] = []
         while self._cleared and self._clock() - self._cleared[0][0] > _HOARD:
             given.append(self._cleared.popleft()[1])
+        self._free_leases(given)
         return given
 
     def close(self) -> list[ClaimedMessage]:
         """All that waits: it waits no more."""
-        left = [message for _, message in (*self._waiting, *self._cleared)]
-        left += [message for message, _ in self.take_suspects()]
+        leased = [message for _, message in self._cleared] + [message for message, _ in self.take_suspects()]
+        left = [message for _, message in self._waiting] + leased
         self._waiting.clear()
         self._cleared.clear()
+        self._free_leases(leased)
         return left
 
     def _look(self) -> None:
@@ -144,6 +147,7 @@ class Redeliveries:
             self._broker.store, self._deaths, message.message_id, since=headers.replayed_at or 0.0
         )
         if len(runs) > headers.crashes and not self._is_overtaken(message):
+            self._free_leases([message])
             settle_cut_run(self._broker, message, runs)
             return
         self._last_cleared[message.message_id] = now
@@ -161,13 +165,32 @@ class Redeliveries:
     def _may_start(self, message: ClaimedMessage) -> bool:
         if self._is_running(message.message_id):
             return False
-        if self._leases:
+        if self._claims_are_leases:
             return True
         if message.message_id in self._last_cleared:
             return False  # another copy of it is about to start here, or just has
-        if self._broker.store is None:
+        store, owner = self._broker.store, self._lease_owner
+        if store is None:
             return True
         try:
-            return self._broker.store.key_owner(lease_key(message.message_id)) is None
-        except StoreUnavailable:
+            if owner is not None:
+                free = take_lease(store, message.message_id, owner)
+            else:
+                free = lease_owner(store, message.message_id) is None
+            self._away = False
+        except StoreUnavailable as error:
+            if not self._away:
+                log.warning(
+                    "redelivered jobs wait: the store, which has their leases, is away", error=str(error)
+                )
+            self._away = True
             return False
+        return free
+
+    def _free_leases(self, messages: Iterable[ClaimedMessage]) -> None:
+        """Free the leases of what won't start here. One that can't be freed ends by itself."""
+        if self._lease_owner is None or self._broker.store is None:
+            return
+        with suppress(StoreUnavailable):
+            for message in messages:
+                free_lease(self._broker.store, message.message_id, self._lease_owner)

@@ -24,6 +24,7 @@ class Report(msgspec.Struct, omit_defaults=True):
     block: int = -1  # which of the supervisor's blocks of slots the process has
     queues: list[str] = []
     hazard: str = ""  # why the process that has loaded the application mustn't be forked
+    leases: bool = False  # whether a process has to keep the leases of jobs
     error: str = ""  # the name of the error's class
     text: str = ""
 

@@ -9,11 +9,34 @@ from __future__ import annotations
 import mmap
 import struct
 import time
+from dataclasses import dataclass
 
-_SIZE = 160  # one byte for the length, then the id, of at most 128, then the start, then the number of those that ended
-_STARTED_AT, _ENDED_AT = 136, 144
+#: One byte for the length, then the id, of at most 128, then the start, the number of those that ended, and a lease:
+#: the start of the run that has it, and until when.
+_SIZE = 176
+_STARTED_AT, _ENDED_AT, _LEASED_AT, _UNTIL_AT = 136, 144, 152, 160
 _STARTED = struct.Struct("<d")  # monotonic seconds, which all processes of a machine share
 _ENDED = struct.Struct("<Q")
+_LEASE = struct.Struct("<dd")
+#: What stands for the end of a lease that was lost.
+LOST = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A run, as its slot tells of it.
+
+    Attributes:
+        job_id: What runs.
+        started: Since when, in monotonic seconds.
+        lease: Until when it has its job's lease, in monotonic seconds; `LOST`; or None if it never had it.
+        offset: Where the slot is.
+    """
+
+    job_id: str
+    started: float
+    lease: float | None
+    offset: int
 
 
 class Slots:
@@ -53,6 +76,15 @@ class Slots:
             if self._memory[offset]
         ]
         return list(zip(self.running(), starts, strict=False))
+
+    def run_of(self, thread: int) -> Slot | None:
+        """What a thread runs."""
+        return _run_at(self._memory, self._offsets[thread])
+
+    def threads_that_lost(self) -> list[int]:
+        """The threads whose runs have lost their leases."""
+        runs = [(thread, _run_at(self._memory, offset)) for thread, offset in enumerate(self._offsets)]
+        return [thread for thread, run in runs if run is not None and run.lease == LOST]
 
     def ended(self) -> int:
         """How many jobs have ended."""
@@ -97,6 +129,27 @@ class SlotMemory:
         """The processes that have blocks."""
         return [pid for pid in self._pids if pid]
 
+    def running(self) -> list[Slot]:
+        """All that runs."""
+        offsets = range(0, len(self._memory) // _SIZE * _SIZE, _SIZE)
+        return [run for offset in offsets if (run := _run_at(self._memory, offset)) is not None]
+
+    def set_lease(self, run: Slot, until: float) -> None:
+        """Note until when a run has its job's lease, or that it has `LOST` it. No other run heeds it."""
+        # Whose it is comes last, so that what another run reads before isn't taken for its own.
+        _STARTED.pack_into(self._memory, run.offset + _UNTIL_AT, until)
+        _STARTED.pack_into(self._memory, run.offset + _LEASED_AT, run.started)
+
     def of(self, block: int) -> Slots:
         """The slots of the process that was given this block."""
         return Slots(self._memory, block * self._threads, self._threads)
+
+
+def _run_at(memory: mmap.mmap, offset: int) -> Slot | None:
+    length = memory[offset]
+    if not length:
+        return None
+    job_id = memory[offset + 1 : offset + 1 + length].decode(errors="replace")
+    (started,) = _STARTED.unpack_from(memory, offset + _STARTED_AT)
+    leased, until = _LEASE.unpack_from(memory, offset + _LEASED_AT)
+    return Slot(job_id, started, until if leased == started else None, offset)

@@ -41,6 +41,7 @@ from callboard.queues import Priority
 from callboard.worker.child import Companion, Plan, run_child
 from callboard.worker.cut_runs import CutRun, CutRunMemory
 from callboard.worker.http_server import Address
+from callboard.worker.leases import Leases, new_owner
 from callboard.worker.monitoring import Monitoring, WorkerState, WorkerStates
 from callboard.worker.patterns import queues_from, summed_up
 from callboard.worker.recycling import LEAST_LIFE, Enough
@@ -63,6 +64,8 @@ _OWN_IMPORT = re.compile(r"(cannot import name .* from|No module named|module) '
 #: Process managers may signal a process and then its group: within so many seconds that is one order.
 _ONE_ORDER = 0.3
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+#: The companion that keeps the leases.
+_LEASES = "leases"
 _STOP, _QUICK, _KILL = 1, 2, 3
 _RECYCLING_SECONDS = 1.0  # between two looks at what processes have done
 _OUTDATED = -1  # the load of the application that no process runs
@@ -204,7 +207,9 @@ class Supervisor:
         if options.http is not None:
             self._companions["observer"] = self._observe
         self._seats += [_Seat(name) for name in self._companions]
-        self._blocks = deque(range(4 * len(self._seats)))  # some for those that leave while others come
+        self._companions[_LEASES] = self._keep_leases  # it gets its seat if the application needs it
+        self._lease_owner = new_owner()
+        self._blocks = deque(range(4 * (len(self._seats) + 1)))  # some for those that leave while others come
         self._monitoring: Monitoring | None = None
         self._queues: list[str] = []  # what the application's workers consume
         self._processes: dict[int, _Process] = {}
@@ -258,6 +263,10 @@ class Supervisor:
         assert self._monitoring is not None
         self._monitoring.observe(broker, stop)
 
+    def _keep_leases(self, broker: Broker, stop: threading.Event) -> None:
+        """In a new process: a companion that keeps the leases of what the workers run."""
+        self._leases.run(broker, stop)
+
     def _open(self) -> None:
         options = self._options
         lifeline, self._lifeline = os.pipe()
@@ -266,6 +275,7 @@ class Supervisor:
         for end in (self._awake, self._waker):
             os.set_blocking(end, False)
         self._slots = SlotMemory(len(self._blocks), max(options.threads, *options.reserve.values(), 1))
+        self._leases = Leases(self._slots, self._lease_owner)
         self._deaths = CutRunMemory()
         self._watcher = Watcher(options.watch) if options.watch else None
         self._plan = Plan(
@@ -278,6 +288,7 @@ class Supervisor:
             log_format=options.log_format,
             log_successes=options.log_successes,
             companions=self._companions,
+            lease_owner=self._lease_owner,
             reserve=options.reserve,
             reports=self._reports,
             slots=self._slots,
@@ -451,6 +462,8 @@ class Supervisor:
         if first or self._replace != "none":
             self._app += 1
         self._queues = report.queues
+        if report.leases and not any(seat.companion == _LEASES for seat in self._seats):
+            self._seats.append(_Seat(_LEASES))
         self._hazard = report.hazard or ("" if self._adopts else "orphans can't be adopted here")
         if first:
             log.info(

@@ -11,18 +11,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from dramatiq.middleware import SkipMessage
 
 from callboard.brokers.base import Broker
-from callboard.brokers.claim import ClaimedMessage, HookFailed
+from callboard.brokers.claim import ClaimedMessage, Drop, HookFailed
 from callboard.brokers.driver import Delivery
-from callboard.context import enter_run
+from callboard.context import LeaseLost, enter_run
 from callboard.loggers import get_logger
 from callboard.store.base import Control
 from callboard.store.control import ControlWatch
 from callboard.worker.cut_runs import CutRunMemory
+from callboard.worker.leases import Fence
 from callboard.worker.pace import AHEAD_MOST, Pace
 from callboard.worker.pulse import Pulse
 from callboard.worker.redeliveries import Redeliveries
@@ -38,6 +40,8 @@ _BATCH_MOST = 128
 #: What has waited in here for so many seconds, although it should have started within 0.05, goes back.
 _STALE = 0.25
 _NAPS = 0.001, 0.1
+#: Seconds between two looks for runs that have lost their leases.
+_LOOK_FOR_LOST = 0.5
 
 
 class Worker:
@@ -50,6 +54,7 @@ class Worker:
         slots: Where to tell the supervisor what runs.
         pulse: Where to tell it that messages are claimed.
         deaths: Where it notes the runs of processes that died.
+        lease_owner: Who holds the leases of what runs, if a process beside this one does so.
 
     Attributes:
         broker: As given.
@@ -66,6 +71,7 @@ class Worker:
         slots: Slots | None = None,
         pulse: Pulse | None = None,
         deaths: CutRunMemory | None = None,
+        lease_owner: str | None = None,
     ) -> None:
         if threads < 1:
             raise ValueError(f"a worker needs at least one thread, not {threads}")
@@ -81,7 +87,11 @@ class Worker:
         self._has_room = threading.Event()
         self._napping = False
         self._work = WorkQueue(on_idle=self._end_nap)
-        self._redeliveries = Redeliveries(broker, self._is_running, deaths=deaths)
+        self._fence = (
+            Fence(broker, slots, lease_owner) if slots is not None and lease_owner is not None else None
+        )
+        self._next_look = 0.0
+        self._redeliveries = Redeliveries(broker, self._is_running, deaths=deaths, lease_owner=lease_owner)
         self._solitude = Solitude(broker, self._work, threads)
         self._claimer = threading.Thread(target=self._claim, name="callboard-claimer", daemon=True)
         self._runners = [
@@ -149,6 +159,8 @@ class Worker:
                 self._has_room.clear()
                 self._napping = True
                 room, patience = self._room()
+                if self._fence is not None:
+                    self._interrupt_lost_runs()
                 if self._redeliveries:
                     room -= self._start_redelivered(0 if self._solitude else room)
                     patience = min(patience, self._redeliveries.patience())
@@ -228,6 +240,16 @@ class Worker:
         self._give_back([message.delivery for message in self._redeliveries.surplus()])
         return len(taken)
 
+    def _interrupt_lost_runs(self) -> None:
+        """Interrupt what runs here and is another worker's by now."""
+        if self._slots is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_FOR_LOST
+        for number in self._slots.threads_that_lost():
+            message, _ = self._running.get(self._runners[number].ident or 0, (None, 0.0))
+            if message is not None and message.run is not None:
+                message.run.interrupt(LeaseLost)
+
     def _run_alone(self) -> float:
         """See to what has to run alone; returns seconds until the next look."""
         patience, unstarted = self._solitude.turn()
@@ -264,7 +286,7 @@ class Worker:
             if slots is not None:
                 slots.start(number, message.message_id)
             try:
-                self._process(message)
+                self._process(message, number)
             except BaseException as error:  # noqa: BLE001  a hook may raise SystemExit, too
                 self._contain(message, error)
             finally:
@@ -281,7 +303,7 @@ class Worker:
         except BaseException:
             log.exception("a hook failed", signal=signal)
 
-    def _process(self, message: ClaimedMessage) -> None:
+    def _process(self, message: ClaimedMessage, number: int) -> None:
         """Run one message between its hooks, and settle it. The steps and signals are Dramatiq's."""
         broker = self.broker
         try:
@@ -293,12 +315,20 @@ class Worker:
         else:
             result: Any = None
             error: BaseException | None = None
+            if self._fence is not None and message.run is not None:
+                message.run.still_ours = partial(self._fence.holds, message, number)
             try:
                 if not message.failed:
                     result = broker.actors[message.actor_name].fn(*message.args, **message.kwargs)
             except BaseException as raised:  # noqa: BLE001  whatever a job raises is its own failure
                 error = raised
-                message.stuff_exception(raised)
+            if self._fence is not None and (
+                isinstance(error, LeaseLost) or not self._fence.holds(message, number)
+            ):
+                result, error = None, error or LeaseLost("its job is another worker's by now")
+                message.disposition = Drop()
+            if error is not None:
+                message.stuff_exception(error)
             broker.after_run(message, result, error)
         broker.finish(message)
         message.clear_exception()  # it refers to the frames of the run

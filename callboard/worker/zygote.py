@@ -33,6 +33,7 @@ from callboard.errors import BrokerUnavailable, StoreUnavailable
 from callboard.queues import Priority
 from callboard.worker.child import ORPHANED_SECONDS, Plan, run_child
 from callboard.worker.cut_runs import CutRun, CutRunMemory, correct_records, remember
+from callboard.worker.leases import needs_leases
 from callboard.worker.patterns import select_queues
 from callboard.worker.reports import Report, report_of
 
@@ -142,7 +143,9 @@ def run_zygote(plan: Plan, commands: int) -> NoReturn:
         plan.reports.send(report_of(error, "refused"))
         os._exit(0)
     hazard = hazard_of(open_before)
-    plan.reports.send(Report("loaded", os.getpid(), queues=queues, hazard=hazard))
+    plan.reports.send(
+        Report("loaded", os.getpid(), queues=queues, hazard=hazard, leases=needs_leases(broker))
+    )
     if hazard:
         os._exit(0)
     gc.collect()

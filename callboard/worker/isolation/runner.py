@@ -30,7 +30,7 @@ from dramatiq.asyncio import get_event_loop_thread, set_event_loop_thread
 from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
 from callboard.brokers.base import Broker
-from callboard.context import Cancelled, Run, enter_run
+from callboard.context import Cancelled, LeaseLost, Run, enter_run
 from callboard.errors import Permanent, StoreUnavailable
 from callboard.loggers import get_logger
 from callboard.worker.event_loop import JobLoopThread
@@ -60,7 +60,7 @@ _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "800"  # the kernel, out of memory, takes this process before any worker
 _NUDGE = signal.SIGURG  # ignored by default, and used by nobody: it only wakes the main thread
 _INTERRUPTS: dict[str, type[BaseException]] = {
-    cls.__name__: cls for cls in (Cancelled, TimeLimitExceeded, Shutdown)
+    cls.__name__: cls for cls in (Cancelled, LeaseLost, TimeLimitExceeded, Shutdown)
 }
 
 

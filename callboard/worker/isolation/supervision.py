@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 from dramatiq.middleware import TimeLimitExceeded
 
-from callboard.context import Cancelled, Reporter, Run
+from callboard.context import Cancelled, LeaseLost, Reporter, Run
 from callboard.errors import IsolatedJobDied, MemoryExceeded, StoreUnavailable
 from callboard.isolation import Isolation
 from callboard.worker.isolation import failure
@@ -215,7 +215,10 @@ class _WatchedRun:
         try:
             if isinstance(message, Load):
                 return Answer(self._reporter.load_checkpoint(self._run.id))
-            self._reporter.save_checkpoint(self._run.id, message.state)
+            self._run.keep(message.state)
+        except LeaseLost as error:
+            self._run.interrupt(LeaseLost)
+            return Answer(error=str(error))
         except StoreUnavailable as error:
             return Answer(error=str(error) or "the store is away")
         return Answer()

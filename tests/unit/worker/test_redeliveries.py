@@ -14,7 +14,8 @@ from callboard.brokers.claim import ClaimedMessage
 from callboard.brokers.driver import IntakeOptions
 from callboard.brokers.stub import StubDriver, StubIntake
 from callboard.errors import StoreUnavailable
-from callboard.worker.redeliveries import WAIT, Redeliveries, lease_key
+from callboard.store.leases import free_lease, lease_owner, take_lease
+from callboard.worker.redeliveries import WAIT, Redeliveries
 from callboard.worker.worker import Worker
 from tests.unit.worker.conftest import PATIENCE, Gate, Working
 
@@ -129,15 +130,48 @@ def test_it_waits_while_somebody_has_the_jobs_lease(
 ) -> None:
     message = redelivered()
     assert broker.store is not None
-    key = lease_key(message.message_id)
-    broker.store.claim_key(key, "another host", ttl=3600)
+    take_lease(broker.store, message.message_id, "another host")
     held.hold(message)
     for _ in range(100):
         clock.now += WAIT
         assert held.take(10) == []
-    broker.store.release_key(key, "another host")
+    free_lease(broker.store, message.message_id, "another host")
     clock.now += WAIT
     assert held.take(10) == [message]
+
+
+def test_what_may_start_has_its_lease_and_frees_it_if_it_goes_back(
+    redelivered: Redelivered, running: set[str], clock: Clock, broker: Broker
+) -> None:
+    held = Redeliveries(broker, running.__contains__, lease_owner="this worker", clock=clock)
+    message = redelivered()
+    assert broker.store is not None
+    held.hold(message)
+    clock.now += WAIT
+    assert held.take(0) == []
+    assert lease_owner(broker.store, message.message_id) == "this worker"
+    clock.now += 60  # and no thread has been free
+    assert held.surplus() == [message]
+    assert lease_owner(broker.store, message.message_id) is None
+
+    held.hold(message)
+    clock.now += WAIT
+    held.take(0)
+    assert held.close() == [message]
+    assert lease_owner(broker.store, message.message_id) is None
+
+
+def test_two_workers_that_look_at_once_dont_both_start_it(
+    redelivered: Redelivered, running: set[str], clock: Clock, broker: Broker
+) -> None:
+    message = redelivered()
+    workers = [
+        Redeliveries(broker, running.__contains__, lease_owner=owner, clock=clock) for owner in ("a", "b")
+    ]
+    for held in workers:
+        held.hold(message)
+    clock.now += WAIT
+    assert [held.take(1) for held in workers] == [[message], []]
 
 
 def test_it_waits_while_the_store_cant_be_read(
@@ -207,7 +241,7 @@ def test_a_worker_holds_no_thread_for_it_and_gives_it_back_when_it_stops(
         gate.pass_through()
 
     assert broker.store is not None
-    broker.store.claim_key(lease_key(message.message_id), "another host", ttl=3600)
+    take_lease(broker.store, message.message_id, "another host")
     worker: Worker = working(threads=1)
     arrive.send()
     gate.wait_for()  # behind it in the queue
@@ -233,7 +267,7 @@ def test_a_copy_of_what_has_ended_goes_without_a_run(
     copy = broker.receive(message.delivery, intake)
     assert copy is not None
     working_process = working()
-    working_process._process(copy)
+    working_process._process(copy, 0)
     counts = broker.driver.counts([QUEUE])[QUEUE]
     assert (counts.ready, counts.claimed) == (0, 0)
     assert copy.started_at is None
@@ -252,7 +286,7 @@ def test_a_second_job_with_the_id_of_one_that_has_ended_runs(
     second = redelivered()
     second.message_id = message.message_id
     second.message_timestamp += 1000
-    working()._process(second)
+    working()._process(second, 0)
     assert second.started_at is not None
 
 

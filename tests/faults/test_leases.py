@@ -1,0 +1,179 @@
+"""Two workers on RabbitMQ, as on two hosts: one doesn't answer in time, and what it runs is delivered to the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callboard import State
+from callboard.servers import PrivateRabbitmq
+from callboard.store.leases import LEASE, lease_owner
+from tests.supervised import App, SupervisedWorker, app_in, is_alive, until
+
+PATIENCE = 90.0
+#: RabbitMQ notices within two heartbeats that a worker is silent.
+HEARTBEAT = 4
+
+_JOBS = '''
+"""What runs while its worker is silent."""
+import ctypes
+import os
+import time
+from pathlib import Path
+
+from actors.jobs import note
+from broker import actor
+from callboard import LeaseLost, current_job
+
+
+@actor(category="jobs", retries=0)
+def hold_the_gil(seconds: int) -> None:
+    note("start")
+    ctypes.PyDLL(None).sleep(seconds)
+    note("end")
+
+
+@actor(category="jobs", retries=0, store_results=True)
+def keep_at_it(gate: str) -> str:
+    note("start")
+    try:
+        while not Path(gate).exists():
+            time.sleep(0.01)
+    except LeaseLost:
+        try:
+            current_job().checkpoint({"by": os.getpid()})
+        except LeaseLost:
+            note("refused")
+        return "late"
+    note("end")
+    return "in time"
+'''
+
+
+@pytest.fixture
+def app(tmp_path: Path, amqp_url: str) -> Iterator[App]:
+    for app in app_in(tmp_path, f"{amqp_url}?heartbeat={HEARTBEAT}"):
+        app.write("actors/silent.py", _JOBS)
+        yield app
+
+
+@contextlib.contextmanager
+def frozen(pids: list[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+class Queue:
+    """What RabbitMQ has of the jobs."""
+
+    def __init__(self, rabbitmq: PrivateRabbitmq, amqp_url: str) -> None:
+        self._rabbitmq = rabbitmq
+        self._vhost = amqp_url.rpartition("/")[2]
+
+    def _shows(self, column: str, number: int) -> bool:
+        listed = ("list_queues", "--quiet", "--no-table-headers", "-p", self._vhost, "name", column)
+        return f"jobs.medium\t{number}\n" in self._rabbitmq.ctl(*listed) + "\n"
+
+    def has_one_consumer(self) -> bool:
+        """Whether it has closed the first worker's connection, and so given its job to the second."""
+        return self._shows("consumers", 1)
+
+    def is_empty(self) -> bool:
+        return self._shows("messages", 0)
+
+
+@pytest.fixture
+def queue(rabbitmq: PrivateRabbitmq, amqp_url: str) -> Queue:
+    return Queue(rabbitmq, amqp_url)
+
+
+def start_two(app: App, actor: str, **payload: Any) -> tuple[SupervisedWorker, int, SupervisedWorker, str]:
+    """A worker that runs a job, the process that does so, a second worker, and the job's id."""
+    first = app.start(processes=1, threads=2)
+    (pid,) = first.ready(1)
+    job = app.send(actor, **payload)
+    until(lambda: app.notes("start"))
+    second = app.start(processes=1, threads=2)
+    second.ready(1)
+    return first, pid, second, job
+
+
+def starts(app: App, job: str) -> int:
+    return [noted[1] for noted in app.notes("start")].count(job)
+
+
+def test_a_job_that_holds_the_gil_is_not_run_by_another_host(app: App, queue: Queue) -> None:
+    """Neither its heartbeats nor any thread of its process go on; the lease does, for longer than it lasts once."""
+    _, _, _, job = start_two(app, "hold-the-gil", seconds=int(LEASE) + 5)
+    other = app.send("quick")
+    until(lambda: any(noted[1] == other for noted in app.notes("end")), PATIENCE)
+    until(queue.is_empty, PATIENCE)  # the copy is gone, not only claimed
+    assert [noted[1] for noted in app.notes("end")].count(job) == 1
+    assert starts(app, job) == 1
+
+
+def test_a_process_that_is_stopped_keeps_its_job(app: App, queue: Queue) -> None:
+    _, pid, second, job = start_two(app, "keep-at-it", gate="open")
+    until(lambda: lease_owner(app.store, job))
+    with frozen([pid]):
+        until(queue.has_one_consumer, PATIENCE)
+        owners = _owners(app, job, LEASE + 3)  # for longer than the lease lasts unless it is renewed
+    assert len(owners) == 1
+    app.open("open")
+    until(queue.is_empty, PATIENCE)
+    assert starts(app, job) == 1
+    record = app.store.get(job)
+    assert record is not None
+    assert record.state is State.SUCCEEDED
+    assert second.process.poll() is None
+
+
+def _owners(app: App, job: str, seconds: float) -> set[str | None]:
+    """Who has its lease in the next seconds."""
+    end, owners = time.monotonic() + seconds, set()
+    while time.monotonic() < end:
+        owners.add(lease_owner(app.store, job))
+        time.sleep(0.1)
+    return owners
+
+
+def test_a_host_that_is_frozen_for_longer_than_its_lease_loses_its_job_and_records_nothing(
+    app: App, queue: Queue
+) -> None:
+    first, pid, _, job = start_two(app, "keep-at-it", gate="open")
+    until(lambda: lease_owner(app.store, job))
+    with frozen(_session(first)):
+        until(lambda: starts(app, job) == 2, PATIENCE)
+    until(lambda: app.notes("refused"), PATIENCE)
+    assert [noted[2] for noted in app.notes("refused")] == [str(pid)]
+    app.open("open")
+    until(queue.is_empty, PATIENCE)
+    (end,) = app.notes("end")
+    record = until(lambda: (r := app.store.get(job)) and r.state.is_end and r)
+    assert record.state is State.SUCCEEDED
+    assert record.worker.split(":")[1] == end[2] != str(pid)
+    assert any("another worker has the job" in event.text for event in record.events)
+    assert starts(app, job) == 2
+
+
+def _session(worker: SupervisedWorker) -> list[int]:
+    """All processes of a worker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_alive(int(entry.name)):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(int(entry.name)) == worker.process.pid:
+                    found.append(int(entry.name))
+    return found
