@@ -110,7 +110,8 @@ from callboard.logs import configure_logging
 from callboard.queues import Priority
 from callboard.worker.http_server import Address
 from callboard.worker.recycling import Enough
-from callboard.worker.supervisor import WorkerOptions, run_supervisor
+from callboard.worker.options import WorkerOptions
+from callboard.worker.supervisor import run_supervisor
 
 options = json.loads(sys.argv[1])
 options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

@@ -78,8 +78,9 @@ def worker(
     The jobs of schedules are sent by `callboard scheduler`, which runs beside it.
     """
     from callboard.settings import Settings
+    from callboard.worker.options import WorkerOptions
     from callboard.worker.recycling import Enough
-    from callboard.worker.supervisor import WorkerOptions, run_supervisor
+    from callboard.worker.supervisor import run_supervisor
 
     level, style = set_up_logging()
     options = WorkerOptions(
@@ -111,7 +112,8 @@ def dev(
     """
     from pathlib import Path
 
-    from callboard.worker.supervisor import WorkerOptions, run_supervisor
+    from callboard.worker.options import WorkerOptions
+    from callboard.worker.supervisor import run_supervisor
 
     level, style = set_up_logging()
     options = WorkerOptions(

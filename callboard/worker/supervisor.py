@@ -27,9 +27,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -38,13 +38,14 @@ from callboard.brokers.base import Broker
 from callboard.errors import AppError, CallboardError
 from callboard.loggers import get_logger
 from callboard.queues import Priority
-from callboard.worker.child import Companion, Plan, run_child
+from callboard.worker.child import Plan, run_child
 from callboard.worker.cut_runs import CutRun, CutRunMemory
-from callboard.worker.http_server import Address
+from callboard.worker.events import Event
 from callboard.worker.leases import Leases, new_owner
 from callboard.worker.monitoring import Monitoring, WorkerState, WorkerStates
+from callboard.worker.options import WorkerOptions
 from callboard.worker.patterns import queues_from, summed_up
-from callboard.worker.recycling import LEAST_LIFE, Enough
+from callboard.worker.recycling import LEAST_LIFE
 from callboard.worker.reload import Watcher
 from callboard.worker.reports import Report, Reports
 from callboard.worker.shutdown import FLUSH_SECONDS, INTERRUPT_SECONDS
@@ -53,7 +54,6 @@ from callboard.worker.zygote import Zygote, adopt_orphans, bury, fork, number_of
 
 log = get_logger(__name__)
 
-MAX_PROCESSES = 50
 _BEGIN_SECONDS = 10.0  # from the order to fork a process to its first word
 _GIVE_UP_AFTER = 3  # failed starts of a process, if none has ever started
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.1, 10.0
@@ -71,88 +71,6 @@ _RECYCLING_SECONDS = 1.0  # between two looks at what processes have done
 _OUTDATED = -1  # the load of the application that no process runs
 _Replace = Literal["none", "one by one", "all at once"]
 _SIGNALS = {_STOP: signal.SIGTERM, _QUICK: signal.SIGQUIT, _KILL: signal.SIGKILL}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """What a worker is to do.
-
-    Attributes:
-        queues: Patterns over the declared queues, such as `email.*`; none means all.
-        processes: How many processes run jobs.
-        threads: How many jobs each of them runs at once.
-        reserve: How many more jobs may run at once that are at least so urgent; each of these has a process.
-        grace: Seconds that running jobs have to finish when the worker stops.
-        module: The module that has the application's `broker`.
-        modules: More modules that declare actors.
-        log_level: The least level that is logged.
-        log_format: 'console', 'json' or 'auto'.
-        log_successes: Whether each job that succeeds has a line, too.
-        watch: Folders; when a file in them changes, the application is loaded anew.
-        companions: What else runs, each in a process of its own, by name.
-        http: Where metrics and the worker's health are served; None for nowhere.
-        enough: When a process is replaced by another: after so many jobs, or with so much memory.
-        stalled_after: Seconds that a process may claim nothing while messages wait, if there is such a port.
-    """
-
-    queues: tuple[str, ...] = ()
-    processes: int = 2
-    threads: int = 8
-    reserve: Mapping[Priority, int] = field(default_factory=dict)
-    grace: float = 30.0
-    module: str = "broker"
-    modules: tuple[str, ...] = ()
-    log_level: str = "info"
-    log_format: str = "auto"
-    log_successes: bool = False
-    watch: tuple[Path, ...] = ()
-    companions: Mapping[str, Companion] = field(default_factory=dict)
-    http: Address | None = None
-    enough: Enough = field(default_factory=Enough)
-    stalled_after: float = 60.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.processes <= MAX_PROCESSES:
-            raise ValueError(f"a worker has 1 to {MAX_PROCESSES} processes, not {self.processes}")
-        if self.threads < 1:
-            raise ValueError(f"a worker process needs at least one thread, not {self.threads}")
-        for priority, count in self.reserve.items():
-            if priority is Priority.LOW:
-                raise ValueError(
-                    "every thread takes low jobs; reserve some for critical, high or medium ones"
-                )
-            if count < 1:
-                raise ValueError(
-                    f"what is reserved for {priority.word} jobs is at least one thread, not {count}"
-                )
-        if self.grace < 0:
-            raise ValueError(f"the grace can't be negative: {self.grace}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that happened to a process, as `on_event` is told it; it is logged as well.
-
-    Attributes:
-        kind: `started`, `died` (by itself), `replaced` (one that died is, by this one), `stopped` (as it was
-            told to), `reloaded` (the application, not a process).
-        pid: Of the process.
-        at: Seconds since the epoch.
-        companion: Its name, if the process is no worker.
-        exit: How it ended, in words.
-        running: The ids of the jobs that it ran when it died.
-        seconds: How long it lived; for `replaced`, how long the other's place was empty.
-        replaces: The pid of the one that died.
-    """
-
-    kind: Literal["started", "died", "replaced", "stopped", "reloaded"]
-    pid: int
-    at: float
-    companion: str | None = None
-    exit: str = ""
-    running: tuple[str, ...] = ()
-    seconds: float = 0.0
-    replaces: int | None = None
 
 
 def run_supervisor(options: WorkerOptions, *, on_event: Callable[[Event], None] | None = None) -> int:
@@ -723,22 +641,7 @@ class Supervisor:
         return Event(kind=kind, pid=process.pid, at=time.time(), companion=process.seat.companion, **what)
 
     def _tell(self, event: Event) -> None:
-        fields: dict[str, Any] = {"pid": event.pid}
-        if event.companion:
-            fields["companion"] = event.companion
-        if event.kind == "died":
-            fields |= {"exit": event.exit, "running": list(event.running), "lived": round(event.seconds, 1)}
-            log.error("worker process died, it is replaced", **fields)
-        elif event.kind == "replaced":
-            log.info(
-                "worker process replaced", replaces=event.replaces, seconds=round(event.seconds, 2), **fields
-            )
-        elif event.kind == "stopped":
-            log.info("worker process stopped", exit=event.exit, **fields)
-        elif event.kind == "started":
-            log.info("worker process started", **fields)
-        else:
-            log.info("application loaded anew")
+        event.log()
         try:
             self._on_event(event)
         except Exception:
