@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from callboard.cli import early_signals
+
 
 def main() -> NoReturn:
     """Run the command line of this process, and exit."""
+    early_signals.keep()  # before anything else, which takes longer
+
     from callboard.cli.exits import run
 
     run(_command)

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from callboard.cli import about, dead, jobs, queues, schedules, scheduling, sending, watching, workers
+from callboard.cli import (
+    about,
+    dead,
+    early_signals,
+    jobs,
+    queues,
+    schedules,
+    scheduling,
+    sending,
+    watching,
+    workers,
+)
 from callboard.cli.help import ABOUT, LOOK, RUN, GroupedCommands
 from callboard.cli.session import Session
 
@@ -52,8 +63,13 @@ def options(
 ) -> None:
     """Take the options of all commands."""
     del version
+    if ctx.invoked_subcommand not in _SERVICES:
+        early_signals.let_through()
     ctx.obj = Session(module=module)
 
+
+#: These listen to signals by themselves.
+_SERVICES = ("worker", "dev", "scheduler")
 
 app.command(rich_help_panel=RUN)(workers.worker)
 app.command(rich_help_panel=RUN)(scheduling.scheduler)

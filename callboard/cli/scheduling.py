@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import typer
 
+from callboard.cli import early_signals
 from callboard.cli.options import session
 from callboard.cli.workers import set_up_logging
 
@@ -64,6 +65,7 @@ def _told_to_stop() -> Iterator[Callable[[], bytes]]:
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     fd_before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    early_signals.let_through()
     try:
         yield lambda: os.read(awake, 1)
     finally:

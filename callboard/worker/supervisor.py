@@ -250,6 +250,8 @@ class Supervisor:
             number: signal.signal(number, lambda *_: None) for number in numbers
         }
         fd_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        # Whoever started this may have kept them until somebody listens.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [*numbers, signal.SIGHUP])
         try:
             yield
         finally:
