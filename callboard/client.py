@@ -10,14 +10,12 @@ and hold here too. Only the payload is first checked by the worker, unless the a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from dramatiq import Actor, Message
 
-from callboard import envelope
-from callboard.actor import JobActor, SendOptions, send_options
+from callboard.actor import GivenOptions, JobActor, Recipient, send_options
 from callboard.brokers import open_driver
 from callboard.brokers.base import Broker
 from callboard.envelope import Signer
@@ -79,29 +77,21 @@ class Client:
         payload: Mapping[str, Any] | None = None,
         *,
         category: str | None = None,
-        priority: Priority | None = None,
-        delay: timedelta | None = None,
-        at: datetime | None = None,
-        expires: timedelta | datetime | None = None,
-        unique: str | None = None,
-        tags: Iterable[str] = (),
-        job_id: str | None = None,
         payload_version: int = 1,
+        **options: Unpack[GivenOptions],
     ) -> Message[Any]:
         """Queue a job. When this returns, the job is safe; its id is the message's `message_id`.
+
+        If the job is unique and another one has its key, nothing is queued, and the message has the id of that one,
+        also as `options["callboard"]["duplicate_of"]`.
 
         Args:
             name: The actor's name, `send-email` or `send_email`.
             payload: Its arguments, as JSON values.
             category: The module that the actor is declared in. Needed where that isn't known here.
-            priority: Instead of the actor's own, or of medium where that isn't known here.
-            delay: Start after so long.
-            at: Start at this moment; aware.
-            expires: Don't start after this moment, or so long from now.
-            unique: A key; see `JobActor.using`.
-            tags: Words to find the job by.
-            job_id: Its id, instead of a new one.
             payload_version: The version of the payload, of an actor that isn't known here.
+            **options: As `JobActor.using` takes them: `priority` (of medium, where the actor isn't known here),
+                `delay`, `at`, `expires`, `unique`, `unique_for`, `unique_until`, `tags`, `job_id`.
 
         Raises:
             UnknownActor: The actor isn't among those known here, and no category was given.
@@ -111,46 +101,73 @@ class Client:
             ValueError: The options contradict each other, or lie outside their limits; or no actors are known
                 here, and no category was given.
         """
-        options = send_options(priority, delay, at, expires, unique, tags, job_id)
-        message = self._message(name, payload or {}, category, options, payload_version)
-        clock = self.broker.clock
-        sent: Message[Any] = self.broker.enqueue(message, delay=options.wait(clock))
-        return sent
+        recipient = self._recipient(name, category, payload_version)
+        return recipient.send(send_options(**options), (), payload or {})
 
-    def _message(
+    async def send_async(
         self,
         name: str,
-        payload: Mapping[str, Any],
-        category: str | None,
-        options: SendOptions,
-        payload_version: int,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        category: str | None = None,
+        payload_version: int = 1,
+        **options: Unpack[GivenOptions],
     ) -> Message[Any]:
-        actor, clock = self._declared(name, category), self.broker.clock
-        if actor is None:
-            actor_name = name.replace("_", "-")
-            queue = queue_for(category or "", options.priority or Priority.MEDIUM)
-            extras = options.extras(actor_name, payload_version=payload_version, clock=clock)
-        elif isinstance(actor, JobActor):
-            actor_name = actor.actor_name
-            queue = queue_for(actor.category, options.priority) if options.priority else actor.queue_name
-            extras = options.extras(
-                actor_name,
-                payload_version=actor.payload_version,
-                expires=actor.options.get("expires"),
-                clock=clock,
-            )
-        else:  # a stock actor has one queue
-            actor_name, queue = actor.actor_name, actor.queue_name
-            extras = options.extras(actor_name, clock=clock)
-        return Message(
-            queue_name=queue,
-            actor_name=actor_name,
-            args=(),
-            kwargs=dict(payload),
-            options={"callboard": extras},
-            message_id=options.job_id or envelope.new_job_id(),
-            message_timestamp=int(clock() * 1000),
-        )
+        """`send` without blocking the event loop.
+
+        If the awaiting task is cancelled, the job may be queued or not.
+        """
+        recipient = self._recipient(name, category, payload_version)
+        return await recipient.send_async(send_options(**options), (), payload or {})
+
+    def send_many(
+        self,
+        name: str,
+        payloads: Iterable[Mapping[str, Any]],
+        *,
+        category: str | None = None,
+        payload_version: int = 1,
+        **options: Unpack[GivenOptions],
+    ) -> list[Message[Any]]:
+        """Queue many jobs in one go; all are safe when this returns.
+
+        Args:
+            name: The actor's name.
+            payloads: The arguments of each job.
+            category: As for `send`.
+            payload_version: As for `send`.
+            **options: As for `send`; they are those of each job.
+
+        Raises:
+            PartlySent: Some were not queued; the error has their ids.
+            SendError: And else as `send` does: none was queued.
+            ValueError: As for `send`.
+        """
+        recipient = self._recipient(name, category, payload_version)
+        return recipient.send_many(send_options(**options), payloads)
+
+    async def send_many_async(
+        self,
+        name: str,
+        payloads: Iterable[Mapping[str, Any]],
+        *,
+        category: str | None = None,
+        payload_version: int = 1,
+        **options: Unpack[GivenOptions],
+    ) -> list[Message[Any]]:
+        """`send_many` without blocking the event loop."""
+        recipient = self._recipient(name, category, payload_version)
+        return await recipient.send_many_async(send_options(**options), payloads)
+
+    def _recipient(self, name: str, category: str | None, payload_version: int) -> Recipient:
+        actor = self._declared(name, category)
+        if isinstance(actor, JobActor):
+            return actor.recipient
+        if actor is not None:  # a stock actor has one queue
+            return Recipient(self.broker, actor.actor_name, actor.queue_name)
+        assert category is not None
+        queue = queue_for(category, Priority.MEDIUM)
+        return Recipient(self.broker, name.replace("_", "-"), queue, category, payload_version)
 
     def _declared(self, name: str, category: str | None) -> Actor[Any, Any] | None:
         """The actor, where it is declared in this process; None where the job goes out unchecked."""
