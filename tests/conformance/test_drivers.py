@@ -28,7 +28,7 @@ from callboard.brokers.driver import (
     StoredMessage,
     Verdict,
 )
-from callboard.servers import PrivateRabbitmq
+from callboard.servers import PrivateRabbitmq, PrivateRedis
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
 LULL = 0.3  # seconds in which nothing is expected
@@ -114,10 +114,11 @@ def _rabbitmq(request: pytest.FixtureRequest) -> Subject:
     )
 
 
-def _redis(request: pytest.FixtureRequest) -> Subject:
+def _redis(request: pytest.FixtureRequest, kind: str = "redis") -> Subject:
     from callboard.brokers.redis import RedisDriver, intake
 
-    server = request.getfixturevalue("redis_server")
+    server: PrivateRedis = request.getfixturevalue(f"{kind}_server")
+    server.empty()
 
     @contextmanager
     def read_only(_: Driver) -> Iterator[None]:
@@ -125,7 +126,7 @@ def _redis(request: pytest.FixtureRequest) -> Subject:
             patch.setattr(intake, "MOVE_DEADLINE", 0.2)
             yield
 
-    return Subject(partial(RedisDriver, request.getfixturevalue("redis_url"), lease=1.0), refusing=read_only)
+    return Subject(partial(RedisDriver, server.url, lease=1.0), refusing=read_only)
 
 
 @contextmanager
@@ -151,6 +152,7 @@ SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], Subject]] = {
     "rabbitmq": _rabbitmq,
     "redis": _redis,
     "stub": _stub,
+    "valkey": partial(_redis, kind="valkey"),
 }
 
 

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from callboard.errors import InvalidQuery, StoreUnavailable
+from callboard.servers import PrivateRedis
 from callboard.states import State, order
 from callboard.store.base import (
     TICKS_KEPT,
@@ -76,14 +77,17 @@ def _in_a_file(request: pytest.FixtureRequest) -> Subject:
     return Subject(partial(SQLiteStore, request.getfixturevalue("tmp_path") / "store.db"))
 
 
-def _in_redis(request: pytest.FixtureRequest) -> Subject:
-    return Subject(partial(RedisStore, request.getfixturevalue("redis_url"), namespace="tests"))
+def _in_redis(request: pytest.FixtureRequest, kind: str = "redis") -> Subject:
+    server: PrivateRedis = request.getfixturevalue(f"{kind}_server")
+    server.empty()
+    return Subject(partial(RedisStore, server.url, namespace="tests"))
 
 
 SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], Subject]] = {
     "file": _in_a_file,
     "memory": _in_memory,
     "redis": _in_redis,
+    "valkey": partial(_in_redis, kind="valkey"),
 }
 
 
