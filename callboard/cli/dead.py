@@ -27,7 +27,7 @@ from callboard.cli.options import (
 
 if TYPE_CHECKING:
     from callboard.operations import Operations
-    from callboard.operations.dead_letters import WalkResult
+    from callboard.operations.letter_walk import WalkResult
     from callboard.operations.letters import LetterDetails, Letters, LetterSummary
 
 app = typer.Typer(
