@@ -84,9 +84,15 @@ class Recipient:
     def messages(
         self, options: SendOptions, payloads: Iterable[Mapping[str, Any] | BaseModel]
     ) -> Iterator[Message[Any]]:
-        """Messages for many jobs, made as they are asked for."""
+        """Messages for many jobs, made as they are asked for.
+
+        Raises:
+            ValueError: More than one job is to have one id.
+        """
         rest = iter(payloads)
         while items := list(islice(rest, _MADE_AT_ONCE)):
+            if options.job_id and len(items) > 1:
+                raise ValueError(f"job_id={options.job_id!r} names one job, and there are more to send")
             ids = [options.job_id] * len(items) if options.job_id else envelope.new_job_ids(len(items))
             queue, extras, now = self._queue(options), self._extras(options), self._now_ms()
             for job_id, item in zip(ids, items, strict=True):
