@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,16 @@ import typer
 from callboard.cli.options import Json, PriorityName, length, moment, session, typed
 
 if TYPE_CHECKING:
+    from dramatiq import Message
+
     from callboard.brokers.base import Broker
+
+
+class KeyEnd(StrEnum):
+    """What ends the key of a unique job, as it is typed."""
+
+    STARTED = "started"
+    ENDED = "ended"
 
 
 def enqueue(
@@ -48,6 +58,20 @@ def enqueue(
         str | None,
         typer.Option("--unique", help="Queue nothing while another job has this key.", metavar="KEY"),
     ] = None,
+    unique_for: Annotated[
+        str | None,
+        typer.Option(
+            "--unique-for",
+            metavar="TIME",
+            help="The key lasts so long from now, whether the job has ended or not: 1h, 1d.",
+        ),
+    ] = None,
+    unique_until: Annotated[
+        KeyEnd,
+        typer.Option(
+            "--unique-until", metavar="STATE", help="The key lasts until the job has started, or ended."
+        ),
+    ] = KeyEnd.ENDED,
     tags: Annotated[
         list[str] | None,
         typer.Option("--tag", "-t", metavar="WORD", help="A word to find it by. May be given again."),
@@ -59,10 +83,18 @@ def enqueue(
         str | None,
         typer.Option("--category", "-c", metavar="NAME", help="Of an actor that isn't declared here."),
     ] = None,
+    payload_version: Annotated[
+        int,
+        typer.Option(
+            "--payload-version",
+            metavar="N",
+            min=1,
+            help="Of the payload of an actor that isn't declared here.",
+        ),
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Queue a job. When this returns, the job is safe; it prints the job's id."""
-    from callboard.cli import output
     from callboard.client import Client
     from callboard.queues import Priority
 
@@ -76,11 +108,14 @@ def enqueue(
                 name,
                 arguments,
                 category=category,
+                payload_version=payload_version,
                 priority=Priority[priority.name] if priority is not None else None,
                 delay=length(delay, "--delay"),
                 at=moment(at, "--at"),
                 expires=deadline,
                 unique=unique,
+                unique_for=length(unique_for, "--unique-for"),
+                unique_until=unique_until.value,
                 tags=tags or (),
                 job_id=job_id,
             )
@@ -88,13 +123,21 @@ def enqueue(
             if type(error) is ValueError:  # what contradicts itself; our own errors are subclasses
                 raise typer.BadParameter(str(error)) from error
             raise
+    _tell(broker, message, key=unique, lasts=unique_for is not None, as_json=json)
+
+
+def _tell(broker: Broker, message: Message[Any], *, key: str | None, lasts: bool, as_json: bool) -> None:
+    """Print what became of a send."""
+    from callboard.cli import output
+
     recorder = broker.recorder
     if recorder is not None and (recorder.pending or recorder.dropped):
         output.note("The store is away, so nothing is recorded of this job; it is safe all the same.")
     other = (message.options.get("callboard") or {}).get("duplicate_of")
     if other is not None:
-        output.note(f"not queued: job {other} has the key '{unique}' and hasn't ended")
-    if json:
+        why = ", which lasts for a time" if lasts else " and hasn't ended"
+        output.note(f"not queued: job {other} has the key '{key}'{why}")
+    if as_json:
         document = {"id": message.message_id, "actor": message.actor_name, "queue": message.queue_name}
         output.as_json({**document, "queued": other is None})
     elif other is not None:

@@ -107,6 +107,34 @@ def test_what_is_not_queued_for_its_key_is_told_with_the_job_that_has_it(
     }
 
 
+def test_a_key_may_last_for_a_time(callboard: Callboard, jobs: Jobs) -> None:
+    arguments = ("enqueue", "deliver-letter", "-p", '{"to": "x"}', "--unique", "k", "--unique-for", "1h")
+    first = callboard(*arguments)
+    jobs.drain()
+
+    again = callboard(*arguments)
+    assert (again.code, again.out) == (0, first.out)
+    assert again.err == f"not queued: job {first.out.strip()} has the key 'k', which lasts for a time\n"
+    jobs.clock.advance(timedelta(minutes=61))
+    assert callboard(*arguments, "--json").json["queued"]
+
+
+def test_a_key_may_last_until_the_job_starts(callboard: Callboard, jobs: Jobs) -> None:
+    callboard(
+        *("enqueue", "deliver-letter", "-p", '{"to": "x"}', "--unique", "k", "--unique-until", "started")
+    )
+
+    (stored,) = jobs.broker.driver.peek("post.high")
+    assert json.loads(stored.body)["options"]["callboard"]["unique_until"] == "started"
+
+
+def test_a_job_for_an_actor_elsewhere_says_its_version(callboard: Callboard, jobs: Jobs) -> None:
+    callboard("enqueue", "paint-wall", "--category", "house", "--payload-version", "3")
+
+    (stored,) = jobs.broker.driver.peek("house.medium")
+    assert json.loads(stored.body)["options"]["callboard"]["payload_version"] == 3
+
+
 def test_a_job_is_not_queued_under_the_id_of_another(callboard: Callboard, jobs: Jobs) -> None:
     arguments = ("enqueue", "deliver-letter", "-p", '{"to": "x"}', "--id", "letter-1")
     assert callboard(*arguments).code == 0
@@ -135,6 +163,14 @@ def test_a_job_is_not_queued_under_the_id_of_another(callboard: Callboard, jobs:
         (["deliver-letter", "--priority", "urgent"], ExitCode.USAGE, "'--priority'"),
         (["deliver-letter", "-d", "1h", "--at", "18:00"], ExitCode.USAGE, "give one of delay and at"),
         (["deliver-letter", "-p", '{"to":"x"}', "-d", "301d"], ExitCode.USAGE, "300 days at most"),
+        (
+            ["deliver-letter", "--unique-for", "1h"],
+            ExitCode.USAGE,
+            "how long a unique= key lasts, and there is none",
+        ),
+        (["deliver-letter", "--unique", "k", "--unique-for", "long"], ExitCode.USAGE, "'long' is no length"),
+        (["deliver-letter", "--unique", "k", "--unique-until", "dead"], ExitCode.USAGE, "'--unique-until'"),
+        (["deliver-letter", "--payload-version", "0"], ExitCode.USAGE, "'--payload-version'"),
         (["deliver-letter", "-p", '{"to":"x"}', "--id", "a b"], ExitCode.REFUSED, "can't be a job's id"),
     ],
 )
