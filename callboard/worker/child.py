@@ -208,6 +208,8 @@ class Child:
             self._ended_by_itself |= _ENDED_BYTE in orders
             if orders and not stopping:
                 stopping = True
+                if not self._ended_by_itself:  # by whom, the supervisor can tell
+                    self._plan.reports.send(Report("stopping", os.getpid(), block=self._block))
                 threading.Thread(target=self._stop, name="callboard-stop", daemon=True).start()
             if signal.SIGQUIT in orders:
                 self._service.hurry()

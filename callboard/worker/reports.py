@@ -15,11 +15,11 @@ _MOST_TEXT = 12_000
 class Report(msgspec.Struct, omit_defaults=True):
     """One message.
 
-    `loaded` and `refused` come from the process that loads the application, `begun`, `ready` and `failed`
+    `loaded` and `refused` come from the process that loads the application, `begun`, `ready`, `failed` and `stopping`
     from those that run jobs.
     """
 
-    kind: Literal["loaded", "refused", "begun", "ready", "failed"]
+    kind: Literal["loaded", "refused", "begun", "ready", "failed", "stopping"]
     pid: int
     block: int = -1  # which of the supervisor's blocks of slots the process has
     queues: list[str] = []

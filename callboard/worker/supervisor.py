@@ -412,15 +412,15 @@ class Supervisor:
     # -- filling seats -------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        if self._urgency or not self._app:
+        if not self._app:
             return
         now = time.monotonic()
         for seat in self._seats:
             if seat.ordered is not None and now - seat.ordered[1] > _BEGIN_SECONDS:
-                log.warning("a worker process didn't begin, another is ordered")
+                log.warning("a worker process that was ordered didn't begin")
                 self._blocks.append(seat.ordered[0])
                 seat.ordered = None
-            if self._wants(seat) and now >= seat.not_before and self._blocks:
+            if not self._urgency and self._wants(seat) and now >= seat.not_before and self._blocks:
                 self._order(seat, now)
 
     def _wants(self, seat: _Seat) -> bool:
@@ -487,6 +487,13 @@ class Supervisor:
         else:
             self._tell(self._event("started", process, seconds=process.ready - process.begun))
 
+    def _stopping(self, report: Report) -> None:
+        """A process stops, as it was told to: if not by this one, then by somebody who told all, or it alone."""
+        process = self._processes.get(report.pid)
+        if process is not None and not process.told:
+            log.info("a worker process was told to stop by somebody else", pid=process.pid)
+            process.told, process.told_at = _STOP, time.monotonic()
+
     def _not_begun(self, block: int, text: str) -> None:
         """A process that was ordered isn't there."""
         for seat in self._seats:
@@ -521,6 +528,8 @@ class Supervisor:
                 self._begun(report)
             elif report.kind == "ready":
                 self._ready(report)
+            elif report.kind == "stopping":
+                self._stopping(report)
             elif (process := self._processes.get(report.pid)) is not None:
                 process.failure = report.text
             else:
