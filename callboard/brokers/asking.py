@@ -13,10 +13,8 @@ from collections.abc import Sized
 from typing import ClassVar
 
 from callboard.brokers.driver import Delivery, Intake
+from callboard.brokers.outage import Outage
 from callboard.errors import BrokerUnavailable
-from callboard.loggers import get_logger
-
-log = get_logger(__name__)
 
 
 class AskingIntake(Intake):
@@ -37,7 +35,7 @@ class AskingIntake(Intake):
         self._alarm = threading.Event()  # `wake` was called
         self._full = False  # at the last question, the budget was
         self._closed = False
-        self._outage = False
+        self._outage = Outage()
 
     def forked(self) -> None:
         """The claims are the parent's."""
@@ -115,11 +113,8 @@ class AskingIntake(Intake):
         return []
 
     def _failed(self, error: Exception) -> None:
-        if not self._outage and not self._closed:
-            log.error("broker_unavailable", error=self._explain(error))
-        self._outage = True
+        if not self._closed:
+            self._outage.begin(self._explain(error))
 
     def _recovered(self) -> None:
-        if self._outage:
-            log.info("broker_available")
-        self._outage = False
+        self._outage.end()

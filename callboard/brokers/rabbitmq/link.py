@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError, ConnectionWrongStateError
 
 from callboard import forks
+from callboard.brokers.outage import Outage
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.outage import explain, is_refusal
 from callboard.brokers.rabbitmq.script import Performance, Script
@@ -76,7 +76,7 @@ class Link:
         self._is_up = False
         self._position = 0
         self._failures = 0
-        self._away_since: float | None = None
+        self._told_outage = Outage(connection=name)
         self._unasked: list[tuple[Script[Any], Callable[[Any, Exception | None], None]]] = []
         self._closing = False
         self._forgotten = False
@@ -240,12 +240,10 @@ class Link:
             return
         stream.add_on_connection_blocked_callback(lambda _, frame: self._block(frame.method.reason))
         stream.add_on_connection_unblocked_callback(lambda _, __: self._unblock())
-        if self._away_since is not None:
-            away = round(time.monotonic() - self._away_since, 1)
-            log.info("rabbitmq_is_back", address=self.where, connection=self.name, away_seconds=away)
+        self._told_outage.end(address=self.where)
         self._is_up = True
         self.opened += 1
-        self.outage, self._away_since = None, None
+        self.outage = None
         self._failures = 0
         self._up(stream)
         waiting, self._unasked = self._unasked, []
@@ -287,9 +285,7 @@ class Link:
         if self._closing:
             return
         self.outage = self.explain(error)
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            log.warning("rabbitmq_is_away", reason=self.outage, connection=self.name)
+        self._told_outage.begin(self.outage)
 
     def _pause(self) -> float:
         rounds, rest = divmod(self._failures, len(self._addresses))
@@ -300,10 +296,10 @@ class Link:
 
     def _block(self, reason: str) -> None:
         self.blocked = f"RabbitMQ at {self.where} takes no messages now: {reason}"
-        log.warning("rabbitmq_is_blocked", reason=self.blocked, connection=self.name)
+        log.warning("broker_blocked", reason=self.blocked, connection=self.name)
 
     def _unblock(self) -> None:
-        log.info("rabbitmq_is_unblocked", connection=self.name)
+        log.info("broker_unblocked", connection=self.name)
         self.blocked = None
         self._guard(self._freed)
 

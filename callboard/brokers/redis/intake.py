@@ -332,7 +332,7 @@ class RedisIntake(AskingIntake):
                 acks = [delivery.token for delivery in self._acks]
                 self._link.run("leave", (self._worker, acks), until=time.monotonic() + _ANSWER)
         except BrokerUnavailable as error:  # others will rescue what we held
-            log.warning("broker_unavailable", error=str(error))
+            self._outage.begin(str(error))
         finally:
             self._link.close()
             self._bell.close()
