@@ -257,7 +257,7 @@ GATES: tuple[Gate, ...] = (
         "promises",
         "promises",
         "RabbitMQ: processed with every promise on, to the driver alone (claim and ack in a loop)",
-        ratio("+ records", RATE, "the driver: claim and ack"),
+        ratio("+ leases", RATE, "the driver: claim and ack"),
         0.7,
     ),
     *(
@@ -346,7 +346,7 @@ AIMS: tuple[Gate, ...] = (
         "aim-promises",
         "promises",
         "RabbitMQ: processed with every promise on, to a worker without middleware",
-        ratio("+ records", RATE, "a worker, no middleware"),
+        ratio("+ leases", RATE, "a worker, no middleware"),
         0.7,
         aim=True,
     ),

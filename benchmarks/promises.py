@@ -40,11 +40,13 @@ from callboard.servers import PrivateRabbitmq
 from callboard.store import open_store
 from callboard.store.base import Store
 from callboard.worker.garbage import look_for_garbage_less_often
+from callboard.worker.leases import Leases, new_owner
+from callboard.worker.slots import SlotMemory
 from callboard.worker.worker import Worker
 from middleware import stack
 
 DRIVER = "the driver: claim and ack"
-#: What is added, in this sequence, and the middleware that it takes. The last one has the store, too.
+#: What is added, in this sequence, and the middleware that it takes.
 STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (DRIVER, ()),
     ("a worker, no middleware", ()),
@@ -55,8 +57,11 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("logging", ("JobLogging",)),
     ("metrics", ("JobMetrics",)),
     ("records", ("Records", "Retention", "Heartbeats", "Periodic")),
+    ("leases", ()),
 )
-RECORDS = STEPS[-1][0]
+#: The steps that have the store.
+RECORDS, LEASES = "records", "leases"
+ALL = STEPS[-1][0]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _PATIENCE = 120.0
@@ -87,7 +92,7 @@ class Measurement:
         self._step = step
         self._jobs = jobs
         store = open_store(f"file:{folder}")
-        self._store = store if step == RECORDS else None
+        self._store = store if step in (RECORDS, LEASES) else None
         self._broker = Broker(
             open_driver(broker_url or f"file:{folder}"),
             store=self._store,
@@ -149,9 +154,25 @@ class Measurement:
         return stop
 
     def _work(self) -> Any:
-        worker = Worker(self._broker, ["bench.medium"], threads=8)
+        if self._step != LEASES:
+            worker = Worker(self._broker, ["bench.medium"], threads=8)
+            worker.start()
+            return worker.stop
+        # In a worker, its leases are kept by another process; here by a thread, so that their cost counts.
+        memory, owner, stopped = SlotMemory(1, 8), new_owner(), threading.Event()
+        leases = threading.Thread(
+            target=Leases(memory, owner).run, args=(self._broker, stopped), name="callboard-leases"
+        )
+        leases.start()
+        worker = Worker(self._broker, ["bench.medium"], threads=8, slots=memory.of(0), lease_owner=owner)
         worker.start()
-        return worker.stop
+
+        def stop() -> None:
+            worker.stop()
+            stopped.set()
+            leases.join()
+
+        return stop
 
     def _wait_for(self, jobs: int) -> None:
         give_up = _now() + _PATIENCE
@@ -234,10 +255,10 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def threads_table(found: dict[str, list[dict[str, Any]]]) -> str:
     """What each kind of thread uses in a whole worker."""
-    kinds = sorted({kind for result in found[RECORDS] for kind in result["threads"]})
+    kinds = sorted({kind for result in found[ALL] for kind in result["threads"]})
     lines = ["| thread | CPU µs per job |", "|---|---|"]
     for kind in kinds:
-        used = statistics.median(result["threads"].get(kind, 0.0) for result in found[RECORDS]) * 1e6
+        used = statistics.median(result["threads"].get(kind, 0.0) for result in found[ALL]) * 1e6
         if used >= 0.1:
             lines.append(f"| {kind} | {used:.1f} |")
     return "\n".join(lines)

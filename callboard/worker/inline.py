@@ -198,7 +198,7 @@ class InlineWorker:
                 return self._not_run(delivery)
             self.running = message
             self.reach("before_start")
-            self._worker._process(message, 0)
+            self._worker._process(message)
         except Crash:
             assert isinstance(intake, StubIntake)
             intake.crash()

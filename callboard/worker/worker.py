@@ -278,6 +278,7 @@ class Worker:
             self._slots,
             self._pace,
         )
+        is_ours = partial(self._is_ours, thread, number) if self._fence is not None else None
         self._tell(self.broker.emit_after, "worker_thread_boot")
         message: ClaimedMessage | None
         while (message := work.get()) is not None:
@@ -286,7 +287,7 @@ class Worker:
             if slots is not None:
                 slots.start(number, message.message_id)
             try:
-                self._process(message, number)
+                self._process(message, is_ours)
             except BaseException as error:  # noqa: BLE001  a hook may raise SystemExit, too
                 self._contain(message, error)
             finally:
@@ -303,7 +304,7 @@ class Worker:
         except BaseException:
             log.exception("a hook failed", signal=signal)
 
-    def _process(self, message: ClaimedMessage, number: int) -> None:
+    def _process(self, message: ClaimedMessage, is_ours: Callable[[], bool] | None = None) -> None:
         """Run one message between its hooks, and settle it. The steps and signals are Dramatiq's."""
         broker = self.broker
         try:
@@ -315,16 +316,14 @@ class Worker:
         else:
             result: Any = None
             error: BaseException | None = None
-            if self._fence is not None and message.run is not None:
-                message.run.still_ours = partial(self._fence.holds, message, number)
+            if is_ours is not None and message.run is not None:
+                message.run.still_ours = is_ours
             try:
                 if not message.failed:
                     result = broker.actors[message.actor_name].fn(*message.args, **message.kwargs)
             except BaseException as raised:  # noqa: BLE001  whatever a job raises is its own failure
                 error = raised
-            if self._fence is not None and (
-                isinstance(error, LeaseLost) or not self._fence.holds(message, number)
-            ):
+            if is_ours is not None and (isinstance(error, LeaseLost) or not is_ours()):
                 result, error = None, error or LeaseLost("its job is another worker's by now")
                 message.disposition = Drop()
             if error is not None:
@@ -332,6 +331,11 @@ class Worker:
             broker.after_run(message, result, error)
         broker.finish(message)
         message.clear_exception()  # it refers to the frames of the run
+
+    def _is_ours(self, thread: int, number: int) -> bool:
+        """Whether what a thread runs may still tell what it came to."""
+        assert self._fence is not None
+        return self._fence.holds(self._running[thread][0], number)
 
     def _contain(self, message: ClaimedMessage, error: BaseException) -> None:
         """Something around the run failed that never should. The job comes again, if that can be had."""
