@@ -18,6 +18,7 @@ from dramatiq import Actor, Message
 from callboard.actor import GivenOptions, JobActor, Recipient, send_options
 from callboard.brokers import open_driver
 from callboard.brokers.base import Broker
+from callboard.brokers.sent_records import SentRecords
 from callboard.envelope import Signer
 from callboard.errors import UnknownActor
 from callboard.queues import Priority, is_category, queue_for
@@ -50,7 +51,7 @@ class Client:
 
         Args:
             url: As CALLBOARD_BROKER_URL: `amqp://...`, `file:FOLDER`.
-            store_url: As CALLBOARD_STORE_URL; only unique jobs need it.
+            store_url: As CALLBOARD_STORE_URL. Unique jobs need it, and records of jobs that no worker has had yet.
             namespace: As CALLBOARD_NAMESPACE.
             one_host: As CALLBOARD_ONE_HOST.
             signing_keys: As CALLBOARD_SIGNING_KEYS.
@@ -63,6 +64,7 @@ class Client:
         return cls(
             Broker(
                 open_driver(url, namespace=namespace),
+                middleware=[SentRecords()],
                 store=open_store(store_url, namespace=namespace) if store_url is not None else None,
                 send_deadline=send_deadline,
                 max_message_bytes=max_message_bytes,

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from dramatiq import Broker, Message, Middleware
-from dramatiq.broker import MessageProxy
+from dramatiq import Broker
 
 from callboard import queues
-from callboard.actor import JobActor
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import DONE, ClaimedMessage, Die, Drop, Finish, GiveBack, Later, job_order
-from callboard.payload import masked_json
+from callboard.brokers.sent_records import SentRecords
 from callboard.process import worker_name
 from callboard.states import State, order
 from callboard.store.base import Change
 
 
-class Records(Middleware):
+class Records(SentRecords):
     """Records each job when it is queued, started and settled.
 
     A short run is one change: that it started is told only if it still runs when the recorder gets to it.
     """
-
-    def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        assert isinstance(broker, CallboardBroker)
-        if broker.recorder is None:
-            return
-        queued = partial(_queued, broker, delay, broker.clock(), message)
-        if _is_ours(broker, message):
-            broker.recorder.record_lazily(queued)
-        else:
-            broker.recorder.record(queued())
-
-    def after_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
-        """`after_enqueue` for many messages at once."""
-        assert isinstance(broker, CallboardBroker)
-        if broker.recorder is None:
-            return
-        if all(_is_ours(broker, message) for message in messages):
-            now = broker.clock()
-            broker.recorder.record_many_lazily(
-                [partial(_queued, broker, delay, now, message) for message in messages]
-            )
-        else:
-            for message in messages:
-                self.after_enqueue(broker, message, delay)
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
@@ -60,33 +32,6 @@ class Records(Middleware):
             broker.recorder.record(change)
 
     after_nack = after_ack
-
-
-def _is_ours(broker: CallboardBroker, message: Message[Any]) -> bool:
-    """Whether its arguments are a copy, so that nobody changes them before the recorder gets to them."""
-    return isinstance(broker.actors.get(message.actor_name), JobActor)
-
-
-def _queued(broker: CallboardBroker, delay: int | None, now: float, message: Message[Any]) -> Change:
-    """That a job was queued. To make the change takes as long as the checks of a send, so the recorder does it."""
-    state = State.QUEUED if delay is None else State.SCHEDULED
-    category, priority = queues.split(message.queue_name)
-    extras = message.options.get("callboard") or {}
-    return Change(
-        job_id=message.message_id,
-        order=order(0, state),
-        state=state,
-        at=now,
-        actor=message.actor_name,
-        category=category,
-        queue=message.queue_name,
-        priority=priority._value_,  # `int()` of it takes six times as long
-        tags=tuple(extras.get("tags", ())) or None,
-        payload=_payload(broker, message),
-        enqueued_at=message.message_timestamp / 1000,
-        due_at=None if delay is None else now + delay / 1000,
-        expires_at=extras.get("expires"),
-    )
 
 
 class _Start:
@@ -182,12 +127,3 @@ def _settled(broker: CallboardBroker, message: ClaimedMessage) -> Change | None:
     else:
         return None
     return change
-
-
-def _payload(broker: CallboardBroker, message: Message[Any] | MessageProxy) -> str:
-    actor = broker.actors.get(message.actor_name)
-    if isinstance(actor, JobActor):
-        return actor.payload.masked(message.kwargs)
-    if message.args:
-        return masked_json({"args": message.args, "kwargs": message.kwargs})
-    return masked_json(message.kwargs)

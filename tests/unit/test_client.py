@@ -11,7 +11,7 @@ from typing import Any
 import dramatiq
 import pytest
 
-from callboard import Priority
+from callboard import Priority, State
 from callboard.actor import ActorDecorator, JobActor
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import Driver, Outgoing, PutError
@@ -365,3 +365,19 @@ def test_a_unique_job_needs_a_client_with_a_store() -> None:
         pytest.raises(NotQueued, match="a unique job needs a store"),
     ):
         client.send("send-letter", {"to": "x"}, category="post", unique="k")
+
+
+def test_a_client_with_a_store_records_what_it_sends_but_for_what_may_be_secret(tmp_path: Path) -> None:
+    with Client.open(f"file:{tmp_path}", store_url=f"file:{tmp_path}") as client:
+        one = client.send("send-letter", {"to": "x", "phrase": "geheim"}, category="post", tags=["a"])
+        many = client.send_many(
+            "send-letter", [{"to": "x"}, {"to": "y"}], category="post", delay=timedelta(hours=1)
+        )
+    store = open_store(f"file:{tmp_path}")  # closing the client has written all
+
+    records = [store.get(message.message_id) for message in (one, *many)]
+    assert [record and record.state for record in records] == [State.QUEUED, State.SCHEDULED, State.SCHEDULED]
+    assert records[0] is not None
+    assert (records[0].actor, records[0].queue, records[0].tags) == ("send-letter", "post.medium", ("a",))
+    assert records[0].payload == ""  # what is secret in it is known where the actor is
+    store.close()
