@@ -26,7 +26,9 @@ from pydantic import BaseModel, SecretStr
 
 from callboard import Permanent, Priority, RetryPolicy, Snooze, State, current_job, envelope
 from callboard.brokers import receiving, settling
+from callboard.brokers.base import Broker
 from callboard.brokers.driver import Delivery, Driver, Intake
+from callboard.client import Client
 from callboard.envelope import Headers, Signer
 from callboard.errors import StoreUnavailable
 from callboard.operations import Letters, Operations
@@ -548,6 +550,33 @@ def test_a_unique_job_is_queued_once_until_it_ends(rig: Rig, note: Any) -> None:
     rig.reaches(third, State.SUCCEEDED)
     rig.finish()
     assert sorted(note.seen) == ["one", "other", "three"]
+
+
+def test_a_job_that_is_sent_by_name_is_one_that_is_sent_by_actor(rig: Rig, note: Any) -> None:
+    client = Client(Broker(rig.broker.driver, store=rig.store))  # it knows no actor
+
+    def send(text: str, **options: Any) -> Any:
+        return client.send("note", {"text": text}, category=rig.category, **options)
+
+    first = note.using(unique="k").send("by actor")
+    assert send("duplicate", unique="k").options["callboard"]["duplicate_of"] == first.message_id
+    for_long = send("by name", unique="k", unique_for=timedelta(hours=1))  # such a key is another one
+    many = client.send_many(
+        "note", [{"text": "a"}, {"text": "b"}], category=rig.category, priority=Priority.LOW
+    )
+    awaited = asyncio.run(
+        client.send_async("note", {"text": "c"}, category=rig.category, unique="c", unique_until="started")
+    )
+    many_awaited = asyncio.run(
+        client.send_many_async("note", [{"text": "d"}, {"text": "e"}], category=rig.category)
+    )
+    rig.start()
+    for sent in (first, for_long, *many, awaited, *many_awaited):
+        rig.reaches(sent, State.SUCCEEDED)
+    assert send("again", unique="k", unique_for=timedelta(hours=1)).message_id == for_long.message_id
+    assert {sent.queue_name for sent in many} == {rig.queue(Priority.LOW)}
+    rig.finish()
+    assert sorted(note.seen) == ["a", "b", "by actor", "by name", "c", "d", "e"]
 
 
 # --- what can't be read, trusted or understood
