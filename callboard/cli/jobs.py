@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +27,7 @@ from callboard.states import State
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from callboard.errors import CallboardError
     from callboard.operations import Operations
     from callboard.store.base import Event, Record
 
@@ -271,10 +272,11 @@ def cancel(
     from callboard.cli import output
     from callboard.cli.exits import ExitCode
 
-    cancelled = []
+    cancelled: list[str] = []
     running: list[str] = []
     with session(ctx).operations() as operations:
-        for given in job_ids:
+
+        def cancel_one(given: str) -> None:
             job_id = operations.jobs.resolve(given, whole=force)
             asked = operations.jobs.cancellations().get(job_id)
             record = operations.jobs.cancel(job_id, force=force)
@@ -283,13 +285,39 @@ def cancel(
                 running.append(job_id)
             if not json:
                 output.say(_told_of_cancel(job_id, record, asked))
+
+        failures = _each(job_ids, cancel_one)
         late = _watch_them_end(operations, running, wait, tell=not json)
-    if json:
+    if json and (cancelled or not failures):
         output.as_json(
             {"cancelled": [job_id for job_id in cancelled if job_id not in late], "too_late": late}
         )
-    elif late:
+    _tell_of_failures(failures)
+    if late and not json:
         raise typer.Exit(ExitCode.REFUSED)
+
+
+def _each(given: list[str], act: Callable[[str], None]) -> list[CallboardError]:
+    """Act on each job; returns why some can't be acted on, which keeps nobody from the others."""
+    from callboard.errors import JobNotFound, NotPossible
+
+    failures: list[CallboardError] = []
+    for text in given:
+        try:
+            act(text)
+        except (JobNotFound, NotPossible) as error:
+            failures.append(error)
+    return failures
+
+
+def _tell_of_failures(failures: list[CallboardError]) -> None:
+    """A sentence for each; the last one is raised, and makes the exit code."""
+    if not failures:
+        return
+    *told, last = failures
+    for error in told:
+        typer.echo(f"callboard: {error}", err=True)
+    raise last
 
 
 def _watch_them_end(operations: Operations, running: list[str], wait: float, *, tell: bool) -> list[str]:
@@ -339,16 +367,20 @@ def retry(
     """Run dead jobs again, with all their attempts before them. The same as `dead replay ID`."""
     from callboard.cli import output
 
-    replayed = []
+    replayed: list[str] = []
     with session(ctx).operations() as operations:
-        for given in job_ids:
+
+        def retry_one(given: str) -> None:
             job_id = operations.jobs.resolve(given)
             operations.jobs.retry(job_id)
             replayed.append(job_id)
             if not json:
                 output.say(f"Queued again: {job_id}")
-    if json:
+
+        failures = _each(job_ids, retry_one)
+    if json and (replayed or not failures):
         output.as_json({"replayed": replayed})
+    _tell_of_failures(failures)
 
 
 def why(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:

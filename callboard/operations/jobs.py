@@ -133,7 +133,8 @@ class Jobs:
             advice = (
                 f"; throw it away with: callboard dead discard {job_id}" if record.state is State.DEAD else ""
             )
-            raise NotPossible(f"job {job_id} can't be cancelled: it is {record.state}{advice}")
+            state = "has succeeded" if record.state is State.SUCCEEDED else f"is {record.state}"
+            raise NotPossible(f"job {job_id} can't be cancelled: it {state}{advice}")
         if store.is_cancelled(job_id):
             return record
         now = self._broker.clock()

@@ -84,7 +84,7 @@ def test_what_has_ended_cannot_be_cancelled(operations: Operations, deliver: Any
     job_id = deliver.send(to="x").message_id
     jobs.drain()
 
-    with pytest.raises(NotPossible, match="it is succeeded"):
+    with pytest.raises(NotPossible, match="it has succeeded"):
         operations.jobs.cancel(job_id)
 
 
