@@ -421,7 +421,10 @@ def _report(result: WalkResult, word: str, sentence: str, json: bool) -> None:
             taken = f"job {owner} has its key now" if owner else "the store can't tell who has its key"
             output.note(f"Kept the dead letter {job_id}: {taken}.")
         for job_id in result.not_found:
-            output.note(f"There is no dead letter {job_id}.")
+            output.note(
+                f"No queue has a dead letter {job_id}. If 'callboard dead list' shows one, "
+                "'callboard dead reindex' puts the list right."
+            )
         if not result.job_ids and not result.not_found and not result.key_taken:
             output.note("No dead letter is like that.")
     if result.not_found or not result.job_ids:

@@ -43,12 +43,23 @@ def list_queues(
         s for s in found if everything or pattern != "*" or s.paused or s.ready or s.claimed or s.delayed
     ]
     if not shown:
-        output.say("No queue has anything in it." if found else "There are no such queues.")
+        output.say(_nothing_shown(found))
     else:
         _print_queues(shown)
     if len(shown) < len(found):
         hidden = output.count(len(found) - len(shown), "empty queue")
         output.note(f"{hidden} not shown: --all", style="dim")
+
+
+def _nothing_shown(found: list[Any]) -> str:
+    if not found:
+        return "There are no such queues."
+    if any(status.delayed is None for status in found):
+        return (
+            "No queue has a job that is ready. How many are claimed or delayed this broker can't tell; "
+            "they are in: callboard jobs list"
+        )
+    return "No queue has anything in it."
 
 
 def _print_queues(shown: list[Any]) -> None:

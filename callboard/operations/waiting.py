@@ -233,6 +233,8 @@ class Queues:
 
     def _not_found(self, name: str) -> UnknownQueue:
         known = sorted(queue for queue in self._names() if is_job_queue(queue))
+        if any(queue.startswith(f"{name}.") for queue in known):
+            return UnknownQueue(f"there is no queue of jobs '{name}'; those of the category are '{name}.*'")
         near = get_close_matches(name, known, n=1) if not set(name) & set("*?[") else []
         hint = f"did you mean '{near[0]}'?" if near else "'callboard queues list' shows them"
         return UnknownQueue(f"there is no queue of jobs '{name}'; {hint}")

@@ -357,6 +357,27 @@ def test_cancel_and_retry_act_on_several(callboard: Callboard, die: Die, deliver
     assert callboard("jobs", "retry", ids[0]).code == ExitCode.REFUSED
 
 
+def test_a_job_that_has_ended_keeps_no_other_from_being_cancelled_or_run_again(
+    callboard: Callboard, die: Die, deliver: Any, jobs: Jobs
+) -> None:
+    ended = deliver.send(to="x").message_id
+    jobs.drain()
+    dead, waiting = die(), deliver.send(to="x").message_id
+
+    done = callboard("jobs", "cancel", "nobody-knows", ended, waiting)
+    assert done.out == f"Asked to cancel {waiting}: it will not start.\n"
+    assert "there is no job nobody-knows" in done.err
+    assert done.err.endswith(f"callboard: job {ended} can't be cancelled: it has succeeded\n")
+    assert done.code == ExitCode.REFUSED
+    assert callboard("jobs", "cancel", ended, waiting, "--json").json == {
+        "cancelled": [waiting],
+        "too_late": [],
+    }
+
+    done = callboard("jobs", "retry", ended, dead)
+    assert (done.code, done.out) == (ExitCode.REFUSED, f"Queued again: {dead}\n")
+
+
 def test_why_is_a_sentence(callboard: Callboard, deliver: Any) -> None:
     job_id = deliver.send(to="x").message_id
 
@@ -513,6 +534,9 @@ def test_discard_says_how_many(callboard: Callboard, die: Die, jobs: Jobs) -> No
     assert (done.code, done.out) == (0, "Thrown away: 2 jobs\n")
     assert jobs.dead == []
     assert callboard("dead", "discard", "--all", "--yes").code == ExitCode.NOT_FOUND
+    done = callboard("dead", "discard", "nobody-knows", "--yes")
+    assert (done.code, done.out) == (ExitCode.NOT_FOUND, "")
+    assert "'callboard dead reindex' puts the list right" in done.err
     entries = callboard("audit", "--json").json["entries"]
     assert (entries[-2]["action"], entries[-2]["count"], entries[-2]["who"]) == ("dead.discard", 2, "cli:ada")
 
@@ -547,6 +571,17 @@ def test_what_a_broker_cannot_tell_of_its_queues_is_said(
     assert "this broker can't tell" in done.err
     listed = callboard("queues", "list", "--json").json["queues"]
     assert {(queue["claimed"], queue["delayed"]) for queue in listed} == {(None, None)}
+
+
+def test_queues_are_not_called_empty_where_delayed_jobs_cannot_be_counted(
+    callboard: Callboard, jobs: Jobs, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counts(names: list[str]) -> dict[str, QueueCounts]:
+        return {name: QueueCounts(ready=0, claimed=None, delayed=None) for name in names}
+
+    monkeypatch.setattr(jobs.broker.driver, "counts", counts)
+
+    assert "claimed or delayed this broker can't tell" in callboard("queues", "list").out
 
 
 def test_a_broker_whose_queues_need_no_creating_says_so(callboard: Callboard) -> None:

@@ -69,6 +69,11 @@ def test_an_unknown_queue_suggests_the_nearest(operations: Operations, deliver: 
         operations.queues.pause("post.hihg")
 
 
+def test_a_category_in_place_of_a_queue_suggests_its_pattern(operations: Operations, deliver: Any) -> None:
+    with pytest.raises(UnknownQueue, match=r"no queue of jobs 'post'; those of the category are 'post\.\*'"):
+        operations.queues.pause("post")
+
+
 def test_a_purge_drops_what_waits_and_says_so_in_the_records(
     operations: Operations, deliver: Any, jobs: Jobs
 ) -> None:
