@@ -72,7 +72,7 @@ class ConcurrencyLimits(Middleware):
             send_back(message, now + STORE_AWAY, reason, slot=slot)
         if wait > 0:
             place = "the place" if limit.places == 1 else f"one of {limit.places} places"
-            reason = f"waits for {place} of {whose}, about {before:,} before it"
+            reason = f"waits for {place} of {whose}" + (f", about {before:,} before it" if before else "")
             send_back(message, now + wait, reason, slot=now + wait)
         message.place = key
 

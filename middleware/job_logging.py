@@ -36,7 +36,9 @@ class JobLogging(Middleware):
                 event = "job failed, tried again" if disposition.failed_run is not None else "job comes again"
                 line.warning(event, reason=disposition.reason, wait=round(wait, 1))
             elif disposition.state is State.SNOOZED:
-                line.info("job snoozed", reason=disposition.reason)
+                # One that waits for its turn looks again and again: a line for each time would drown all others.
+                tell = line.debug if disposition.slot == disposition.due else line.info
+                tell("job snoozed", reason=disposition.reason)
         elif isinstance(disposition, Die):
             line.error("job dead", reason=disposition.reason, exception=disposition.traceback or None)
         elif isinstance(disposition, GiveBack):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from callboard import Snooze
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
@@ -66,3 +68,23 @@ def test_at_info_only_what_does_not_succeed_is_told(
     (record,) = told(caplog)
     assert record.levelno == logging.ERROR
     assert record.getMessage().startswith("job dead ")
+
+
+def test_a_wait_for_a_limit_is_told_at_debug_and_a_snooze_of_the_job_at_info(
+    broker: Broker, jobs: Jobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    @ActorDecorator(broker)(rate="1/minute")
+    def call() -> None: ...
+
+    @ActorDecorator(broker)()
+    def look() -> None:
+        raise Snooze(timedelta(hours=1), "not ready")
+
+    with caplog.at_level(logging.DEBUG, "callboard.jobs"):
+        call.send()
+        call.send()
+        look.send()
+        jobs.drain(until=timedelta(minutes=2))
+    snoozes = [(r.levelno, r.getMessage()) for r in told(caplog) if r.getMessage().startswith("job snoozed")]
+    levels = {("rate limit" in text): level for level, text in snoozes}
+    assert levels == {True: logging.DEBUG, False: logging.INFO}
