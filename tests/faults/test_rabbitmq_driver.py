@@ -370,7 +370,7 @@ def test_nothing_is_started_from_a_connection_that_has_fallen_silent(
         assert hand.holds(held[0])
         eventually(lambda: not any(hand.holds(delivery) for delivery in held))
         start = time.monotonic()
-        with pytest.raises(PutError, match=r"1 of unknown fate of 1") as caught:
+        with pytest.raises(PutError, match="RabbitMQ at") as caught:
             driver.put([message(9)], deadline=1.0)
         assert time.monotonic() - start <= 2.0
         assert len(caught.value.unknown) == 1

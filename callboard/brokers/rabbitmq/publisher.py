@@ -194,8 +194,8 @@ class Publisher:
             parts.append(f"{len(not_queued)} not queued")
         if unknown:
             parts.append(f"{len(unknown)} of unknown fate")
-        message = f"{reason} ({', '.join(parts)} of {len(batch.entries)})"
-        raise PutError(message, not_queued=not_queued, unknown=unknown)
+        count = f" ({', '.join(parts)} of {len(batch.entries)})" if len(batch.entries) > 1 else ""
+        raise PutError(f"{reason}{count}", not_queued=not_queued, unknown=unknown)
 
     # -- in the link's thread ------------------------------------------------------------------------------
 

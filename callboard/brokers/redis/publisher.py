@@ -141,8 +141,10 @@ class Publisher:
         not_queued, unknown = call.messages(_Fate.NOT_QUEUED), call.messages(_Fate.UNKNOWN)
         if not_queued or unknown:
             reason = call.problem or f"{self._link.address} was busy for longer than {deadline:g} s"
+            several = len(not_queued) + len(unknown) > 1
+            count = f" ({len(not_queued)} not queued, {len(unknown)} of unknown fate)" if several else ""
             raise PutError(
-                f"{reason} ({len(not_queued)} not queued, {len(unknown)} of unknown fate)",
+                f"{reason}{count}",
                 not_queued=not_queued,
                 unknown=unknown,
             )
