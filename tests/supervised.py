@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from callboard.brokers import open_driver
 from callboard.brokers.driver import Driver, QueueCounts
 from callboard.store import open_store
 from callboard.store.base import Store
+from tests.patience import until as until
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
 _ROOT = Path(__file__).parents[1]
@@ -305,15 +306,6 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def until(holds: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Wait until something is so, and return it."""
-    end = time.monotonic() + patience
-    while not (found := holds()):
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.01)
-    return found
 
 
 def app_in(folder: Path, url: str = "file:var") -> Iterator[App]:

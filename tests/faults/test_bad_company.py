@@ -21,7 +21,8 @@ from callboard.queues import QUARANTINE
 from callboard.servers import PrivateRabbitmq, PrivateRedis
 from callboard.states import State, order
 from callboard.store.base import Change
-from tests.supervised import App, until
+from tests.patience import until
+from tests.supervised import App
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolated jobs need Linux")
 

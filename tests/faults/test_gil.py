@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from callboard.servers import PrivateRabbitmq
-from tests.supervised import App, app_in, until
+from tests.patience import until
+from tests.supervised import App, app_in
 
 _HOLDER = '''
 """A call into C that keeps the GIL."""

@@ -18,7 +18,8 @@ from callboard.brokers.base import Broker
 from callboard.states import State
 from callboard.store.base import Record
 from callboard.worker.worker import Worker
-from tests.supervised import PATIENCE, is_alive, until
+from tests.patience import until
+from tests.supervised import PATIENCE, is_alive
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolated jobs need Linux")
 

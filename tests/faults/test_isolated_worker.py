@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from callboard.states import State
-from tests.supervised import PATIENCE, App, app_in, is_alive, until
+from tests.patience import until
+from tests.supervised import PATIENCE, App, app_in, is_alive
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolated jobs need Linux")
 

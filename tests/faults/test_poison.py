@@ -11,7 +11,8 @@ import pytest
 from callboard import dead_letter
 from callboard.dead_letter import DeadLetter
 from callboard.states import State
-from tests.supervised import App, app_in, until
+from tests.patience import until
+from tests.supervised import App, app_in
 
 _DEADLY = '''
 """Ways to die."""

@@ -23,6 +23,7 @@ import redis
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.redis import RedisDriver
 from callboard.servers import PrivateRedis
+from tests.patience import until
 
 PATIENCE = 60.0
 LEASE = 1.0
@@ -107,13 +108,6 @@ def take(intake: Intake, wanted: int) -> list[Delivery]:
         assert time.monotonic() < end, f"{len(found)} of {wanted} came"
         found += intake.fetch(wanted - len(found), 1.0)
     return found
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
 
 
 HOLDER = """
@@ -313,9 +307,9 @@ class Ledger:
 
     def check(self, driver: RedisDriver) -> None:
         """All that was sent has run, nothing is left, and nothing ran twice at once."""
-        eventually(lambda: self.sent() <= self.ran())
+        until(lambda: self.sent() <= self.ran())
         counts = driver.counts(["mail.high"])
-        eventually(lambda: driver.counts(["mail.high"])["mail.high"].ready == 0)
+        until(lambda: driver.counts(["mail.high"])["mail.high"].ready == 0)
         for name in list(self.processes):
             self.kill(name)
         runs = self.runs()
@@ -347,14 +341,14 @@ def test_no_job_is_lost_or_runs_twice_at_once_when_processes_are_killed_at_rando
 ) -> None:
     """Two senders and three workers; fifteen times one of them is killed, in the midst of things, and replaced."""
     chance = random.Random(7)
-    eventually(lambda: len(ledger.ran()) > 50)
+    until(lambda: len(ledger.ran()) > 50)
     for _ in range(15):
         time.sleep(chance.uniform(0.05, 0.3))
         victim = chance.choice(sorted(ledger.processes))
         ledger.kill(victim)
         ledger.start(victim.partition("-")[0])
     before = len(ledger.ran())
-    eventually(lambda: len(ledger.ran()) > before + 50)
+    until(lambda: len(ledger.ran()) > before + 50)
     ledger.end_senders()
     ledger.check(open_driver(ledger.url))
 
@@ -362,7 +356,7 @@ def test_no_job_is_lost_or_runs_twice_at_once_when_processes_are_killed_at_rando
 def test_no_job_is_lost_or_runs_twice_at_once_when_connections_are_closed_all_the_time(
     ledger: Ledger, open_driver: Open
 ) -> None:
-    eventually(lambda: len(ledger.ran()) > 50)
+    until(lambda: len(ledger.ran()) > 50)
     client = redis.Redis.from_url(ledger.url, protocol=2)
     for number in range(100):
         client.client_kill_filter(_type="pubsub" if number % 3 == 0 else "normal", skipme=True)
@@ -377,13 +371,13 @@ def test_no_job_is_lost_or_runs_twice_at_once_when_redis_is_killed(
     own_redis: PrivateRedis, ledger: Ledger, open_driver: Open
 ) -> None:
     """With `appendfsync everysec` only a crash of the whole host could lose the last second."""
-    eventually(lambda: len(ledger.ran()) > 50)
+    until(lambda: len(ledger.ran()) > 50)
     for _ in range(3):
         own_redis.kill()
         time.sleep(0.2)
         own_redis.start()
         before = len(ledger.ran())
-        eventually(lambda before=before: len(ledger.ran()) > before + 50)  # type: ignore[misc]
+        until(lambda before=before: len(ledger.ran()) > before + 50)  # type: ignore[misc]
     ledger.end_senders()
     ledger.check(open_driver(ledger.url))
 
@@ -414,7 +408,7 @@ def test_what_was_confirmed_with_appendfsync_always_survives_a_kill(
             thread.start()
         for _ in range(3):
             wanted = len(confirmed) + 100
-            eventually(lambda wanted=wanted: len(confirmed) > wanted)  # type: ignore[misc]
+            until(lambda wanted=wanted: len(confirmed) > wanted)  # type: ignore[misc]
             server.kill()
             server.start()
         stop.set()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervised import App, app_in, until
+from tests.patience import until
+from tests.supervised import App, app_in
 
 PATIENCE = 60.0  # seconds that an end may take on a slow machine
 _ROOT = Path(__file__).parents[2]

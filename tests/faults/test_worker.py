@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from callboard.states import State
-from tests.supervised import App, SupervisedWorker, app_in, is_alive, until
+from tests.patience import until
+from tests.supervised import App, SupervisedWorker, app_in, is_alive
 
 REPLACED_WITHIN = 2.0  # seconds: what the README promises
 

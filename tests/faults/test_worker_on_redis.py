@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervised import App, app_in, until
+from tests.patience import until
+from tests.supervised import App, app_in
 
 _ENDLESS = "\nbroker.driver.lease = 86_400.0\n"
 

@@ -13,11 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -25,8 +24,8 @@ import pytest
 from callboard.brokers import open_driver
 from callboard.brokers.driver import Delivery, Driver, IntakeOptions
 from callboard.client import Client
+from tests.patience import PATIENCE, until
 
-PATIENCE = 60.0  # seconds that an event may take on a slow machine; to start a command takes most of it
 _BIN = Path(sys.executable).parent
 _ROOT = Path(__file__).parents[2]
 _TRIAL = "tests.integration.command_app"
@@ -48,15 +47,6 @@ COMMANDS = {
         *("--processes", "2", "--threads", "1"),
     ],
 }
-
-
-def eventually(holds: Callable[[], Any]) -> Any:
-    """Wait until something holds; returns it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := holds()):
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
-    return found
 
 
 @dataclass
@@ -176,7 +166,7 @@ def test_the_applications_own_jobs_run(place: Place, command: str) -> None:
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
     place.client.send("clean-generated-files", {"prefix": "generated/"}, category="storage")
     place.start(COMMANDS[command])
-    eventually(lambda: not old.exists())
+    until(lambda: not old.exists())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -185,7 +175,7 @@ def test_sigterm_gives_unstarted_jobs_back_at_once_and_lets_the_running_ones_fin
 ) -> None:
     process = place.start(COMMANDS[command])
     sent = place.send(6)
-    eventually(lambda: len(place.runs()) == 2)  # two processes of one thread
+    until(lambda: len(place.runs()) == 2)  # two processes of one thread
     process.send_signal(signal.SIGTERM)
     unstarted = {json.loads(delivery.body)["message_id"] for delivery in place.take(4)}
     assert process.poll() is None
@@ -200,16 +190,16 @@ def test_sigterm_gives_unstarted_jobs_back_at_once_and_lets_the_running_ones_fin
 def test_a_killed_process_of_callboards_worker_is_replaced_and_its_job_runs_again(place: Place) -> None:
     process = place.start(COMMANDS["callboard"])
     sent = place.send(2)
-    eventually(lambda: len(place.runs()) == 2)
+    until(lambda: len(place.runs()) == 2)
     killed, sibling = place.runs()
     os.kill(killed.pid, signal.SIGKILL)
-    eventually(lambda: len(place.runs()) == 3)
+    until(lambda: len(place.runs()) == 3)
     again = place.runs()[2]
     assert again.job_id == killed.job_id
     assert again.pid not in (killed.pid, sibling.pid)
     assert process.poll() is None
     place.let_go()
-    eventually(lambda: place.ended() == sent)
+    until(lambda: place.ended() == sent)
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert len(place.runs()) == 3  # the sibling's job went on
@@ -220,13 +210,13 @@ def test_a_killed_process_of_callboards_worker_is_replaced_and_its_job_runs_agai
 def test_after_a_kill_of_all_processes_a_new_start_runs_all_jobs(place: Place, command: str) -> None:
     process = place.start(COMMANDS[command])
     sent = place.send(5)
-    eventually(lambda: len(place.runs()) == 2)
+    until(lambda: len(place.runs()) == 2)
     _kill_all(process)
     process.wait()
     assert place.ended() == set()
     place.let_go()
     process = place.start(COMMANDS[command])
-    eventually(lambda: place.ended() == sent)
+    until(lambda: place.ended() == sent)
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert len(place.runs()) == 7  # those that were killed ran once more, and no other did
@@ -239,12 +229,12 @@ def test_periodiq_knows_the_schedules_and_sends_nothing_before_its_time(place: P
     if abs(datetime.now(UTC) - midst) < timedelta(minutes=3):
         pytest.skip("the cleaning is due just now, so sending it would be right")
     process = place.start([str(_BIN / "periodiq"), "--verbose", "broker", "actors", "periodic"])
-    eventually(lambda: "Nothing to do until" in place.log() or process.poll() is not None)
+    until(lambda: "Nothing to do until" in place.log() or process.poll() is not None)
     assert process.poll() is None
     log = place.log()
     assert "clean-generated-files-daily@storage.low" in log
-    (until,) = re.findall(r"Nothing to do until (\S+ \S+?)\.?$", log, re.MULTILINE)
-    assert datetime.fromisoformat(until) == _next_three(zone)
+    (due,) = re.findall(r"Nothing to do until (\S+ \S+?)\.?$", log, re.MULTILINE)
+    assert datetime.fromisoformat(due) == _next_three(zone)
     assert not any("Scheduling" in line for line in log.splitlines())
     queues = ["storage.critical", "storage.high", "storage.medium", "storage.low"]
     assert sum(place.ready(queue) for queue in queues) == 0

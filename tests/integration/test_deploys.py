@@ -14,7 +14,8 @@ import pytest
 from callboard import envelope
 from callboard.brokers.driver import Delivery, IntakeOptions
 from callboard.brokers.settling import checkpoint_key
-from tests.supervised import PATIENCE, App, app_in, is_alive, until
+from tests.patience import until
+from tests.supervised import PATIENCE, App, app_in, is_alive
 
 _LONG_JOBS = """
 

@@ -36,6 +36,7 @@ from callboard.errors import BrokerUnavailable
 from callboard.redis.link import Link
 from callboard.servers import PrivateRedis
 from callboard.servers.process import PORTS
+from tests.patience import until
 
 PATIENCE = 30.0
 
@@ -98,13 +99,6 @@ def numbers(deliveries: list[Delivery] | list[StoredMessage]) -> list[int]:
     return [int(delivery.body) for delivery in deliveries]
 
 
-def eventually(holds: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
-
-
 # -- waiting and being woken
 
 
@@ -122,7 +116,7 @@ class Waiting:
         self._thread = threading.Thread(target=self._fetch, args=[hand], daemon=True)
         before = server.scard("callboard:{.}:idle")
         self._thread.start()
-        eventually(lambda: server.scard("callboard:{.}:idle") > before)
+        until(lambda: server.scard("callboard:{.}:idle") > before)
 
     def _fetch(self, hand: Intake) -> None:
         self.found = hand.fetch(100, 5 * PATIENCE)
@@ -147,7 +141,7 @@ def test_one_message_wakes_one_worker_and_two_wake_two(
     hands = [intake(driver, worker=f"w{n}", budget=1) for n in range(3)]
     waiting = [Waiting(server, hand) for hand in hands]
     put(open_driver(), 1)
-    eventually(lambda: server.scard("callboard:{.}:idle") == 2)
+    until(lambda: server.scard("callboard:{.}:idle") == 2)
     put(open_driver(), 2, 3)
     assert sorted(number for one in waiting for number in numbers(one.result())) == [1, 2, 3]
 
@@ -184,7 +178,7 @@ def test_a_worker_whose_bell_is_cut_hears_the_next_ring(
 ) -> None:
     waiting = Waiting(server, intake(driver))
     server.client_kill_filter(_type="pubsub")
-    eventually(lambda: server.client_list(_type="pubsub"))
+    until(lambda: server.client_list(_type="pubsub"))
     put(open_driver(), 1)
     assert numbers(waiting.result()) == [1]
 
@@ -289,7 +283,7 @@ def test_a_claim_that_a_crash_undid_goes_on_if_nobody_else_has_it(driver: RedisD
     taken = take(other, 1)
     assert numbers(taken) == [1]
     kill_clients(server)
-    eventually(lambda: not hand.holds(first))
+    until(lambda: not hand.holds(first))
     assert hand.holds(second)
     hand.ack(first)  # refused: it is another's by now
     hand.ack(second)
@@ -376,7 +370,7 @@ def test_an_outage_longer_than_the_lease_costs_nobody_a_claim(
     own_redis.kill()
     time.sleep(1.5)
     own_redis.start()
-    eventually(lambda: drivers[0].counts(["mail.high"])["mail.high"].consumers == 3)
+    until(lambda: drivers[0].counts(["mail.high"])["mail.high"].consumers == 3)
     assert hands[0].fetch(10, 2.5) == []  # its budget is used up; but it watches
     for hand, deliveries in zip(hands, held, strict=True):
         assert all(hand.holds(delivery) for delivery in deliveries)
@@ -395,10 +389,10 @@ def test_an_unstarted_job_is_not_started_while_redis_can_not_say_whose_it_is(
     hand = intake(driver)
     first, second = take(hand, 2)
     own_redis.kill()
-    eventually(lambda: not hand.holds(first))
+    until(lambda: not hand.holds(first))
     own_redis.start()
     assert hand.flush(PATIENCE)
-    eventually(lambda: hand.holds(second))
+    until(lambda: hand.holds(second))
     assert numbers(take(hand, 1)) == [1]
 
 
@@ -700,7 +694,7 @@ def test_a_cluster_has_a_namespace_in_one_slot_and_any_node_leads_there(
         ask[1].execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)
         ask[0].execute_command("CLUSTER MEET", "127.0.0.1", two.port, buses[1])
         for client in ask:
-            eventually(partial(_sees_both, client))
+            until(partial(_sees_both, client))
         for namespace in ("", "a", "b"):  # which two nodes share
             for server in (one, two):
                 driver = open_driver(server.url, namespace=namespace)

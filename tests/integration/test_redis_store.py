@@ -20,6 +20,7 @@ from callboard.store.base import Change, Control, Query
 from callboard.store.control import ControlWatch
 from callboard.store.recorder import Recorder
 from callboard.store.redis import RedisStore
+from tests.patience import until
 
 PATIENCE = 30.0
 NOON = 1_700_000_000.0
@@ -233,7 +234,7 @@ def test_a_watch_whose_subscription_is_lost_looks_by_itself_and_subscribes_again
         _until_subscribed(watching)
         server.client_kill_filter(_type="pubsub")
         asking.pause("email.3")
-        _eventually(lambda: watch.paused == {"email.3"})
+        until(lambda: watch.paused == {"email.3"})
         _until_subscribed(watching)
     finally:
         watch.stop()
@@ -255,14 +256,7 @@ def test_a_redis_that_was_emptied_asks_nothing_any_more(store: RedisStore, serve
 
 def _until_subscribed(store: RedisStore) -> None:
     channel = f"{store._base}control"
-    _eventually(lambda: store._ask("PUBSUB", "SHARDNUMSUB", channel)[1] > 0)
-
-
-def _eventually(holds: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
+    until(lambda: store._ask("PUBSUB", "SHARDNUMSUB", channel)[1] > 0)
 
 
 # -- what a Redis has to be
@@ -418,12 +412,12 @@ def test_a_killed_redis_is_told_of_in_a_sentence_and_used_again_when_it_is_back(
             StoreUnavailable, match=r"^the store can't be reached: Redis at .*\(db 0\) is away: "
         ):
             store.get("a")
-        _eventually(lambda: not watch.is_current)
+        until(lambda: not watch.is_current)
         own_redis.start()
-        _eventually(lambda: watch.is_current)
-        _eventually(lambda: _answers(store))
+        until(lambda: watch.is_current)
+        until(lambda: _answers(store))
         store.pause("email.3")
-        _eventually(lambda: watch.paused == {"email.3"})
+        until(lambda: watch.paused == {"email.3"})
     finally:
         watch.stop()
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from callboard.states import State
-from tests.supervised import App, app_in, is_alive, until
+from tests.patience import until
+from tests.supervised import App, app_in, is_alive
 
 
 @pytest.fixture

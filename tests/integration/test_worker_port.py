@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.supervised import PATIENCE, App, SupervisedWorker, app_in, until
+from tests.patience import until
+from tests.supervised import PATIENCE, App, SupervisedWorker, app_in
 
 _COUNTING = """
 from prometheus_client import Counter

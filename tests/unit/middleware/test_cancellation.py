@@ -22,6 +22,7 @@ from callboard.store.base import Record, Store
 from callboard.store.control import ControlWatch
 from callboard.worker.worker import Worker
 from middleware import stack
+from tests.patience import until
 
 PATIENCE = 30.0
 
@@ -57,14 +58,6 @@ def working(broker: Broker) -> Iterator[Callable[[], None]]:
     yield start
     for worker in workers:
         worker.stop(grace=10)
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := holds()):
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.005)
-    return found
 
 
 def ended(broker: Broker, job_id: str) -> Record:

@@ -28,7 +28,7 @@ from callboard.worker.cut_runs import (
 )
 from callboard.worker.redeliveries import Redeliveries
 from callboard.worker.worker import Worker
-from tests.supervised import until
+from tests.patience import until
 from tests.unit.worker.conftest import PATIENCE, Gate, Working
 
 QUEUE = "jobs.medium"

@@ -16,8 +16,9 @@ from callboard.brokers.driver import IntakeOptions
 from callboard.brokers.stub import StubDriver
 from callboard.envelope import decode_headers
 from callboard.worker.worker import Worker
+from tests.patience import until
 from tests.unit.worker.conftest import PATIENCE, Gate, Working
-from tests.unit.worker.test_worker import record_of, until
+from tests.unit.worker.test_worker import record_of
 
 
 def _stopping(worker: Worker, **options: Any) -> tuple[threading.Thread, list[bool]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,16 +19,8 @@ from callboard.context import Run
 from callboard.store.base import Record
 from callboard.worker.slots import SlotMemory
 from callboard.worker.worker import Worker
+from tests.patience import until
 from tests.unit.worker.conftest import PATIENCE, Gate, Working
-
-
-def until(holds: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Wait until something is so."""
-    end = time.monotonic() + patience
-    while not (found := holds()):
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.005)
-    return found
 
 
 def record_of(broker: Broker, job_id: str, *states: State) -> Record:
