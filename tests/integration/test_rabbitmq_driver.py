@@ -456,18 +456,41 @@ def test_the_longest_delay_is_accepted_and_one_beyond_refused(driver: RabbitmqDr
     eventually(lambda: ready(driver, "callboard.delay.27") == 1)
 
 
+def test_a_delayed_job_that_came_ahead_of_its_time_goes_to_another_when_its_worker_ends(
+    open_driver: Open,
+) -> None:
+    first, second = open_driver(), open_driver()
+    hand = intake(first, "mail.high")
+    sent = [message(number, delay=0.5 + number * 0.02) for number in range(20)]
+    first.put(sent, deadline=PATIENCE)
+    (came,) = take(hand, 1)  # of the others some are kept here until they are due
+    hand.ack(came)
+    hand.close()
+    other = intake(second, "mail.high")
+    dues = {f"h{number}".encode(): one.due for number, one in enumerate(sent)}
+    for _ in range(19):
+        (delivery,) = take(other, 1)
+        due = dues.pop(delivery.headers)
+        assert due is not None
+        assert time.time() >= due
+        other.ack(delivery)
+
+
 @pytest.mark.parametrize("namespace", ["", "shop"])
 def test_a_delayed_job_whose_queue_was_deleted_meanwhile_still_arrives(
     open_driver: Open, amqp_url: str, namespace: str
 ) -> None:
     driver = open_driver(namespace=namespace)
     driver.put([message(0, delay=3600.0)], deadline=PATIENCE)  # builds the ladder
-    driver.put([message(1, delay=4.0), message(2, "mail.low", delay=4.0)], deadline=PATIENCE)
+    delayed = [message(1, delay=4.0), message(2, "mail.low", delay=4.0)]
+    driver.put(delayed, deadline=PATIENCE)
     with plain_channel(amqp_url) as channel:
         channel.queue_delete(f"{namespace}.mail.high" if namespace else "mail.high")
     with structlog.testing.capture_logs() as logs:
         intake(driver, "other.high")  # any worker finds it
         eventually(lambda: ready(driver, "mail.high") == 1)
+    assert delayed[0].due is not None
+    assert time.time() >= delayed[0].due
     (found,) = [entry for entry in logs if entry["event"] == "rabbitmq_delayed_job_found_no_queue"]
     assert (found["queue"], found["job_id"]) == ("mail.high", "job-1")
     hand = intake(driver, "mail.high", "mail.low")

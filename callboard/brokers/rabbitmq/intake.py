@@ -10,12 +10,16 @@ server, where a free worker finds it, and the prefetch shrinks to what was fetch
 when `fetch` waits and the prefetch is what keeps it waiting. So short jobs flow, and long ones aren't hoarded. While
 nobody fetches at all, even a single message goes back now and then, to whoever is free.
 
+The ladder lets a delayed message out a moment before it is due. It is kept here until then, and counts against the
+prefetch meanwhile.
+
 What lands in the ladder's `unroutable` queue, because its destination was deleted while it waited, is
 forwarded by every intake on the side.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -90,6 +94,7 @@ class RabbitmqIntake(Intake):
         self._returns: deque[Claim] = deque()
         self._budget = options.budget
         self._share = share_of(options.budget, len(set(options.queues)))
+        self._releases_at = math.inf  # when what is kept until it is due is looked at, by the monotonic clock
         self._looks_until = 0.0  # before then a look for what is stale will come, by the monotonic clock
         self._fetched_at = time.monotonic()  # when `fetch` was last called
         self._insists_at = 0.0  # not before then is the last message given back, too
@@ -265,17 +270,40 @@ class RabbitmqIntake(Intake):
             self._remember(Claim(arrival.hold, arrival.tag, (queue, properties.message_id)))
 
     def _receive(self, queue: str, arrival: Arrival) -> None:
-        hold, tag, redelivered, _, properties, body = arrival
+        hold, tag, redelivered, key, properties, body = arrival
         claim = Claim(hold, tag, (queue, properties.message_id), properties.deliveries)
         if redelivered:
             redelivered = self._untouched.pop(claim.job, None) != claim.deliveries
         delivery = Delivery(queue, body, properties.headers, claim, redelivered or properties.again)
-        self._waiting.add(delivery, properties.since)
-        if claim.arrived > self._looks_until:
+        if key != self._lanes[queue].name.encode() and properties.since > time.time() * 1e6:
+            self._waiting.keep(delivery, properties.since)
+            self._release_later()
+        else:
+            self._offer([(delivery, properties.since)])
+
+    def _offer(self, deliveries: Iterable[tuple[Delivery, int]]) -> None:
+        """Let `fetch` have deliveries, each with the time since when it waits."""
+        for delivery, since in deliveries:
+            self._waiting.add(delivery, since)
+        if time.monotonic() > self._looks_until:
             self._look_later()
         if self._is_fetching:
             with self._arrived:
                 self._arrived.notify()
+
+    def _release_later(self) -> None:
+        left = self._waiting.next_due
+        if left is not None and time.monotonic() + left < self._releases_at:
+            self._releases_at = time.monotonic() + max(0.0, left)
+            self._link.later(max(0.0, left), self._release)
+
+    def _release(self) -> None:
+        """Offer what has become due."""
+        if due := self._waiting.take_due():
+            self._offer(due)
+        if time.monotonic() >= self._releases_at:  # else a later timer than this one is to come
+            self._releases_at = math.inf
+            self._release_later()
 
     def _gather(self) -> None:
         self._link.later(_GATHER, self._settle)
@@ -388,7 +416,10 @@ class RabbitmqIntake(Intake):
         queue = destination.removeprefix(named(self._namespace, "")) if self._namespace else destination
         job_id = arrival.properties.message_id
         log.warning("rabbitmq_delayed_job_found_no_queue", queue=queue, job_id=job_id)
-        outgoing = Outgoing(queue, arrival.body, job_id, arrival.properties.headers)
+        due = arrival.properties.since / 1e6
+        outgoing = Outgoing(
+            queue, arrival.body, job_id, arrival.properties.headers, due if due > time.time() else None
+        )
         claim = Claim(arrival.hold, arrival.tag)
         self._publisher.restore(queue)
         try:

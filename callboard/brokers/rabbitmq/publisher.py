@@ -29,7 +29,7 @@ from callboard.brokers.driver import Outgoing, PutError
 from callboard.brokers.rabbitmq import frames
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.batch import Batch, Entry
-from callboard.brokers.rabbitmq.delays import Ladder
+from callboard.brokers.rabbitmq.delays import LEAD, UNIT, Ladder
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
 from callboard.brokers.rabbitmq.stream import Stream
@@ -317,7 +317,8 @@ class Publisher:
         now = time.time()
         try:
             if message.due is not None and message.due > now:
-                way = self._ladder.way(named(self._namespace, message.queue), message.due - now)
+                delay = max(UNIT, message.due - LEAD - now)
+                way = self._ladder.way(named(self._namespace, message.queue), delay)
                 method = frames.publish_method(self._number, *way)
                 since = message.due
             else:

@@ -1,7 +1,7 @@
 """Deliveries that are here and not fetched yet, and which of them comes next.
 
 The most urgent priority first, in it the oldest; but every eighth time the oldest of all, so that nothing
-waits for ever behind more urgent work.
+waits for ever behind more urgent work. What isn't due yet is kept beside them until it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
 
+from callboard.brokers.rabbitmq.delays import LEAD
 from callboard.queues import Priority, priority_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Waiting:
     def __init__(self) -> None:
         # (since when it waits, its number, the delivery): pushing and popping such tuples is atomic
         self._heaps: dict[Priority, list[tuple[int, int, Delivery]]] = {priority: [] for priority in Priority}
+        self._early: list[tuple[int, int, Delivery]] = []  # (when it is due, its number, the delivery)
         self._numbers = count()
         self._taken = 0
         self._lost: list[Delivery] = []  # found by taking
@@ -41,6 +43,28 @@ class Waiting:
         # Not later than now: a sender whose clock is fast would see its jobs wait behind all others.
         since = min(since, now) if since else now
         heappush(self._heaps[priority_of(delivery.queue)], (since, next(self._numbers), delivery))
+
+    def keep(self, delivery: Delivery, due: int) -> None:
+        """Not to be taken before it is due, in microseconds since the epoch; or `LEAD` after it came, when our
+        clock is behind that of the sender."""
+        heappush(self._early, (due, next(self._numbers), delivery))
+
+    @property
+    def next_due(self) -> float | None:
+        """Seconds until the next of those that are kept is due; None if nothing is kept."""
+        if not self._early:
+            return None
+        due, _, delivery = self._early[0]
+        arrived: float = delivery.token.arrived
+        return min((due + 1) / 1e6 - time.time(), arrived + LEAD - time.monotonic())
+
+    def take_due(self) -> list[tuple[Delivery, int]]:
+        """Those that were kept and are due by now, with the time at which each was."""
+        found: list[tuple[Delivery, int]] = []
+        while (left := self.next_due) is not None and left <= 0:
+            due, _, delivery = heappop(self._early)
+            found.append((delivery, due))
+        return found
 
     def take(self, limit: int) -> list[Delivery]:
         """Up to `limit` deliveries, in the order in which they should run."""
@@ -85,7 +109,7 @@ class Waiting:
     def _remove(self, wanted: Callable[[Delivery], bool]) -> list[Delivery]:
         removed: list[tuple[int, int, Delivery]] = []
         with self._lock:
-            for heap in self._heaps.values():
+            for heap in (*self._heaps.values(), self._early):
                 gone = [item for item in heap if wanted(item[2])]
                 if gone:
                     heap[:] = [item for item in heap if not wanted(item[2])]

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from callboard.brokers.driver import Delivery
+from callboard.brokers.rabbitmq.delays import LEAD
 from callboard.brokers.rabbitmq.waiting import Waiting
 
 
@@ -96,3 +97,45 @@ def test_each_channel_knows_how_many_of_its_deliveries_were_fetched() -> None:
         waiting.add(delivery("a.high", number, token), number + 1)
     waiting.take(2)
     assert (one.hold.fetched, other.hold.fetched) == (2, 0)
+
+
+def in_microseconds(seconds: float) -> int:
+    return int((time.time() + seconds) * 1e6)
+
+
+def test_what_is_not_due_yet_is_kept_until_it_is() -> None:
+    waiting = Waiting()
+    due = in_microseconds(0.03)
+    waiting.keep(delivery("a.high", 1, Token(arrived=time.monotonic() + 60)), due)
+    while not (found := waiting.take_due()):
+        left = waiting.next_due
+        assert left is not None
+        time.sleep(max(0.0, left))
+    assert time.time() * 1e6 >= due
+    assert [(int(one.body), since) for one, since in found] == [(1, due)]
+    assert waiting.next_due is None
+
+
+def test_what_is_due_first_is_let_out_first() -> None:
+    waiting, token = Waiting(), Token(arrived=time.monotonic() + 60)
+    for number, due in enumerate([-0.1, 60.0, -0.3, -0.2]):
+        waiting.keep(delivery("a.high", number, token), in_microseconds(due))
+    assert [int(found.body) for found, _ in waiting.take_due()] == [2, 3, 0]
+
+
+def test_a_clock_that_is_behind_keeps_nothing_for_longer_than_the_lead() -> None:
+    waiting = Waiting()
+    waiting.keep(delivery("a.high", 1, Token(arrived=time.monotonic() - LEAD)), in_microseconds(3600))
+    assert numbers([found for found, _ in waiting.take_due()]) == [1]
+
+
+def test_what_is_kept_cannot_be_fetched_but_removed() -> None:
+    waiting, gone = Waiting(), Token()
+    waiting.keep(delivery("a.high", 0), in_microseconds(60))
+    waiting.keep(delivery("b.high", 1, gone), in_microseconds(60))
+    assert not waiting
+    assert waiting.take(9) == []
+    gone.hold.is_open = False
+    assert numbers(waiting.remove_lost()) == [1]
+    assert numbers(waiting.remove({"a.high"})) == [0]
+    assert waiting.next_due is None
