@@ -104,7 +104,7 @@ class Client:
                 here, and no category was given.
         """
         recipient = self._recipient(name, category, payload_version)
-        return recipient.send(send_options(**options), (), payload or {})
+        return recipient.send(send_options(**options), (), dict(payload or {}))
 
     async def send_async(
         self,
@@ -120,7 +120,7 @@ class Client:
         If the awaiting task is cancelled, the job may be queued or not.
         """
         recipient = self._recipient(name, category, payload_version)
-        return await recipient.send_async(send_options(**options), (), payload or {})
+        return await recipient.send_async(send_options(**options), (), dict(payload or {}))
 
     def send_many(
         self,

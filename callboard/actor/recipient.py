@@ -93,7 +93,7 @@ class Recipient:
         while items := list(islice(rest, _MADE_AT_ONCE)):
             if options.job_id and len(items) > 1:
                 raise ValueError(f"job_id={options.job_id!r} names one job, and there are more to send")
-            ids = [options.job_id] * len(items) if options.job_id else envelope.new_job_ids(len(items))
+            ids = [options.job_id] if options.job_id else envelope.new_job_ids(len(items))
             queue, extras, now = self._queue(options), self._extras(options), self._now_ms()
             for job_id, item in zip(ids, items, strict=True):
                 args: tuple[Any, ...] = ()

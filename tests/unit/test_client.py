@@ -253,6 +253,15 @@ def test_options_that_contradict_each_other_are_refused_and_nothing_is_queued(pa
     assert pair.driver.counts(["post.medium"])["post.medium"].ready == 0
 
 
+def test_what_was_sent_is_a_copy_of_the_payload(pair: Pair) -> None:
+    payload = {"to": "x"}
+    sent = pair.client.send("send-letter", payload, category="post")
+
+    payload["to"] = "y"
+
+    assert sent.kwargs == {"to": "x"}
+
+
 def test_many_jobs_are_sent_at_once_and_in_their_order(pair: Pair) -> None:
     names = [f"street {n}" for n in range(600)]
 
