@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="is
 
 _ACTORS = """
 import ctypes
+import subprocess
 import time
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def hold_the_gil() -> None:
 
 
 @actor(category="jobs", isolated=True, retries=0)
+def have_a_child() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    note("child", child.pid)
+    child.wait()
+
+
+@actor(category="jobs", isolated=True, retries=0)
 def flood(lines: int) -> None:
     for number in range(lines):
         current_job().log.warning("a line", number=number)
@@ -74,6 +82,15 @@ def _runner(app: App) -> int:
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_what_an_isolated_job_has_started_ends_when_its_worker_is_killed(app: App) -> None:
+    worker = app.start(processes=1, threads=1)
+    (pid,) = worker.ready(1)
+    app.send("have-a-child")
+    [[_, child, *_]] = until(lambda: app.notes("child"))
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(int(child)))
 
 
 @pytest.mark.parametrize("actor", ["stay", "hold-the-gil"])

@@ -24,7 +24,7 @@ import msgspec
 
 from callboard.errors import text_of
 from callboard.logs import configure_logging
-from callboard.worker.isolation.runner import die_with, run_runner
+from callboard.worker.isolation.runner import die_with, hear_of_death, run_runner
 from callboard.worker.zygote import hazard_of, open_files
 
 MAX_REPORT = 65_536
@@ -113,7 +113,7 @@ def main(start: str) -> NoReturn:
             os.execv(arguments[0], arguments)  # noqa: S606  ourselves
     gc.collect()
     gc.freeze()  # a collection in a runner would otherwise touch, and so copy, the memory that they share
-    Nursery(control).serve()
+    Nursery(control, told.worker).serve()
 
 
 class Nursery:
@@ -121,10 +121,12 @@ class Nursery:
 
     Args:
         control: To the worker.
+        worker: The worker.
     """
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, worker: int) -> None:
         self._control = control
+        self._worker = worker
         self._runners: dict[int, int] = {}  # pid -> number
         self._awake, self._waker = os.pipe()
         for end in (self._awake, self._waker):
@@ -134,6 +136,8 @@ class Nursery:
         """Until the worker closes the connection, or is gone."""
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Not killed any more when the worker dies, for it has to end what jobs have started.
+        hear_of_death(self._worker, signal.SIGCHLD)
         waiting = select.poll()
         waiting.register(self._control, select.POLLIN)
         waiting.register(self._awake, select.POLLIN)
@@ -141,6 +145,8 @@ class Nursery:
             for ready, _ in waiting.poll():
                 if ready == self._awake:
                     os.read(self._awake, 512)
+                    if os.getppid() != self._worker:
+                        self._end()
                 elif not self._obey():
                     self._end()
             self._bury()

@@ -66,7 +66,12 @@ _INTERRUPTS: dict[str, type[BaseException]] = {
 
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent has died."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    hear_of_death(parent, signal.SIGKILL)
+
+
+def hear_of_death(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent has died."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it died before that
         os._exit(1)
 
