@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from callboard.errors import StoreUnavailable
@@ -39,6 +40,7 @@ class ControlWatch:
         self._interval = interval
         self._control = _NOTHING_ASKED
         self._away = False
+        self._back = float("-inf")  # since when the store isn't away any more, in monotonic seconds
         self._stop = threading.Event()
         self._bell: ControlBell | None = None
         self._thread: threading.Thread | None = None
@@ -57,6 +59,11 @@ class ControlWatch:
     def is_current(self) -> bool:
         """Whether the store could be read the last time."""
         return not self._away and self._control is not _NOTHING_ASKED
+
+    @property
+    def steady_for(self) -> float:
+        """For how many seconds the store hasn't been away, as far as somebody has looked."""
+        return 0.0 if self._away else time.monotonic() - self._back
 
     def start(self) -> None:
         """Look once now, and then from a thread. A second start does nothing."""
@@ -89,6 +96,7 @@ class ControlWatch:
             return
         if self._away:
             log.info("control can be read again")
+            self._back = time.monotonic()
             self._away = False
         if control is not None:
             self._control = control

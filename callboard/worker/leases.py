@@ -85,13 +85,13 @@ class Leases:
         self._newest = mmap.mmap(-1, 8)  # the process that does this; after a reload, another one
 
     def run(self, broker: Broker, stop: threading.Event) -> None:
-        """Look until the event is set: a companion of the worker's processes. If the whole worker stops, what runs may
-        go on for its grace, so this does, too."""
+        """Look until the event is set: a companion of the worker's processes. If the whole worker stops, this goes on
+        for as long as anything runs: what can't be interrupted does so until its process is killed."""
         me = os.getpid().to_bytes(8, "little")
         self._newest[:] = me
         while not stop.wait(_LOOK):
             self._look(broker)
-        while self._newest[:] == me and (self._leases or self._memory.running()):
+        while self._newest[:] == me and (self._memory.running() or (self._leases and not self._away)):
             self._look(broker)
             time.sleep(_LOOK)
 
@@ -109,7 +109,6 @@ class Leases:
                     self._free(store, job_id, lease, now)
                 elif now >= lease.due and not lease.lost:
                     self._renew(store, job_id, lease)
-            self._away = False
         except StoreUnavailable as error:
             if not self._away:
                 log.warning("leases can't be renewed: the store is away", error=str(error))
@@ -133,7 +132,8 @@ class Leases:
     def _renew(self, store: Store, job_id: str, lease: _Lease) -> None:
         began = self._clock()
         lease.due = began + _TRY_AGAIN
-        if take_lease(store, job_id, self._owner):
+        taken, self._away = take_lease(store, job_id, self._owner), False
+        if taken:
             lease.due, lease.until, lease.elsewhere_since = began + _RENEW, began + LEASE, None
         elif lease.until > 0 or began - (lease.elsewhere_since or began) > LEASE + _RENEW:
             log.warning("a run has lost its lease, another worker has its job", job_id=job_id)
@@ -147,11 +147,12 @@ class Leases:
 
     def _free(self, store: Store, job_id: str, lease: _Lease, now: float) -> None:
         lease.ended = lease.ended or now
-        if now - lease.ended < _LINGER and self._memory.pids():
+        if now - lease.ended < _LINGER and any(pid != os.getpid() for pid in self._memory.pids()):
             return
         del self._leases[job_id]
         if not lease.lost:
             free_lease(store, job_id, self._owner)
+            self._away = False
 
 
 class Fence:

@@ -3,9 +3,13 @@
 A broker whose claims are no leases (RabbitMQ) delivers a job again when a connection is gone, and can't know
 whether the worker behind it is gone, too. So such a job waits two seconds, in which a run that is nearly done
 ends. It waits in the claiming thread's timer and holds no thread. Then it is looked at: while it runs in any
-process of this worker, or somebody holds its lease in the store, or the store can't be read, it goes on
-waiting; if its claim is gone meanwhile, it is somebody else's; otherwise it may start. That it has ended long
-since is told by its record, when it is about to start (`callboard.brokers.copies`).
+process of this worker, or has ended there just now, or somebody holds its lease in the store, or the store can't
+be read, it goes on waiting; if its claim is gone meanwhile, it is somebody else's; otherwise it may start. That it has
+ended long since is told by its record, when it is about to start (`callboard.brokers.copies`).
+
+A store that was away for a while has leases that have run out because nobody could renew them. Those who run the jobs
+are about to, and to write down what has ended meanwhile. So when it is back, no redelivered job starts for as long as
+a lease lasts.
 
 On every driver it is looked up whether a worker died while it ran the job (`callboard.worker.cut_runs`). Then it
 goes back to the broker for a pause, is dead, or, when it has had its pause, runs alone.
@@ -25,7 +29,8 @@ from callboard.brokers.base import Broker
 from callboard.brokers.claim import ClaimedMessage
 from callboard.errors import StoreUnavailable
 from callboard.loggers import get_logger
-from callboard.store.leases import free_lease, lease_owner, take_lease
+from callboard.store.base import Store
+from callboard.store.leases import LEASE, free_lease, lease_owner, take_lease
 from callboard.worker.cut_runs import CutRunMemory, cut_runs, settle_cut_run
 
 log = get_logger(__name__)
@@ -37,6 +42,8 @@ _LOOK_AGAIN = 0.5
 _LOOK_AGAIN_SOON = 0.05
 #: Seconds for which what may start waits for a free thread.
 _HOARD = 5.0
+#: Seconds within which another process of this worker writes down that a job has ended.
+_WRITTEN = 1.0
 
 
 class Redeliveries:
@@ -68,12 +75,12 @@ class Redeliveries:
         self._claims_are_leases = broker.driver.claims_are_leases
         self._wait = 0.0 if self._claims_are_leases else wait
         self._look_again = _LOOK_AGAIN_SOON if self._claims_are_leases else _LOOK_AGAIN
-        self._away = False
         self._clock = clock
+        self._store_failed = float("-inf")  # when it couldn't be read
         self._waiting: deque[tuple[float, ClaimedMessage]] = deque()  # when it is looked at
         self._cleared: deque[tuple[float, ClaimedMessage]] = deque()  # since when it may start
         self._suspects: list[tuple[ClaimedMessage, float]] = []  # and when each one's last run was cut short
-        self._last_cleared: dict[str, float] = {}  # when each job was, as long as that matters
+        self._not_before: dict[str, float] = {}  # until when no copy of a job may start
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._cleared) + len(self._suspects)
@@ -126,16 +133,14 @@ class Redeliveries:
 
     def _look(self) -> None:
         now = self._clock()
-        self._last_cleared = {
-            job_id: at for job_id, at in self._last_cleared.items() if now - at < _HOARD + self._wait
-        }
+        self._not_before = {job_id: until for job_id, until in self._not_before.items() if now < until}
         for _ in range(len(self._waiting)):
             due, message = self._waiting.popleft()
             if due > now:
                 self._waiting.append((due, message))
             elif not message.intake.holds(message.delivery):
                 log.info("a redelivered job is somebody else's by now", job_id=message.message_id)
-            elif self._may_start(message):
+            elif self._may_start(message, now):
                 self._clear(message, now)
             else:
                 self._waiting.append((now + self._look_again, message))
@@ -150,7 +155,8 @@ class Redeliveries:
             self._free_leases([message])
             settle_cut_run(self._broker, message, runs)
             return
-        self._last_cleared[message.message_id] = now
+        # Another copy of it is about to start here, or just has.
+        self._not_before[message.message_id] = now + _HOARD + self._wait
         if headers.crashes:
             self._suspects.append((message, runs[-1].at if runs else self._broker.clock()))
         else:
@@ -162,30 +168,34 @@ class Redeliveries:
         except StoreUnavailable:
             return False
 
-    def _may_start(self, message: ClaimedMessage) -> bool:
-        if self._is_running(message.message_id):
+    def _may_start(self, message: ClaimedMessage, now: float) -> bool:
+        job_id = message.message_id
+        if self._is_running(job_id):
+            self._not_before[job_id] = now + _WRITTEN
             return False
         if self._claims_are_leases:
             return True
-        if message.message_id in self._last_cleared:
-            return False  # another copy of it is about to start here, or just has
-        store, owner = self._broker.store, self._lease_owner
-        if store is None:
-            return True
-        try:
-            if owner is not None:
-                free = take_lease(store, message.message_id, owner)
-            else:
-                free = lease_owner(store, message.message_id) is None
-            self._away = False
-        except StoreUnavailable as error:
-            if not self._away:
-                log.warning(
-                    "redelivered jobs wait: the store, which has their leases, is away", error=str(error)
-                )
-            self._away = True
+        if job_id in self._not_before:
             return False
-        return free
+        store = self._broker.store
+        return store is None or self._is_free(store, job_id, now)
+
+    def _is_free(self, store: Store, job_id: str, now: float) -> bool:
+        """Whether nobody has a job's lease. Then this worker has it, if its jobs have any."""
+        control = self._broker.control
+        steady_for = control.steady_for if control is not None else float("inf")
+        if min(steady_for, now - self._store_failed) < LEASE:
+            return False
+        try:
+            holder = lease_owner(store, job_id)
+            if self._lease_owner is None or holder not in (None, self._lease_owner):
+                return holder is None
+            # Only now: a store that is frozen just then takes what it was asked to when it goes on.
+            return take_lease(store, job_id, self._lease_owner)
+        except StoreUnavailable as error:
+            log.warning("redelivered jobs wait: the store, which has their leases, is away", error=str(error))
+            self._store_failed = now
+            return False
 
     def _free_leases(self, messages: Iterable[ClaimedMessage]) -> None:
         """Free the leases of what won't start here. One that can't be freed ends by itself."""

@@ -636,8 +636,10 @@ class Supervisor:
 
     def _escalate(self) -> None:
         """Kill what doesn't stop although it was told to: its claims come back by themselves."""
-        now = time.monotonic()
+        now, leased = time.monotonic(), bool(self._urgency and self._slots.running())
         for process in list(self._processes.values()):
+            if leased and process.seat.companion == _LEASES:
+                process.told_at = now  # what the others run has leases for as long as they live
             if process.told in (_STOP, _QUICK):
                 grace = self._options.grace if process.told == _STOP else 0.0
                 if now - process.told_at > grace + INTERRUPT_SECONDS + 2 * FLUSH_SECONDS:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from callboard import State
-from callboard.servers import PrivateRabbitmq
+from callboard.servers import PrivateRabbitmq, PrivateRedis
+from callboard.store import open_store
 from callboard.store.leases import LEASE, lease_owner
 from tests.supervised import App, SupervisedWorker, app_in, is_alive, until
 
@@ -62,6 +63,16 @@ def app(tmp_path: Path, amqp_url: str) -> Iterator[App]:
     for app in app_in(tmp_path, f"{amqp_url}?heartbeat={HEARTBEAT}"):
         app.write("actors/silent.py", _JOBS)
         yield app
+
+
+@pytest.fixture
+def app_on_redis(app: App, own_redis: PrivateRedis) -> App:
+    """The same, with a store that can fall silent by itself."""
+    broker = (app.folder / "broker.py").read_text()
+    app.write("broker.py", broker.replace("file:var", own_redis.url))
+    app.store.close()
+    app.store = open_store(own_redis.url)
+    return app
 
 
 @contextlib.contextmanager
@@ -138,6 +149,43 @@ def test_a_process_that_is_stopped_keeps_its_job(app: App, queue: Queue) -> None
     assert record is not None
     assert record.state is State.SUCCEEDED
     assert second.process.poll() is None
+
+
+@pytest.mark.slow
+def test_a_store_that_is_silent_for_longer_than_a_lease_takes_no_job_from_a_worker_that_runs_it(
+    app_on_redis: App, queue: Queue, own_redis: PrivateRedis
+) -> None:
+    """Nobody can renew a lease meanwhile. Who waits for the job lets the other one be first."""
+    app = app_on_redis
+    _, pid, _, job = start_two(app, "keep-at-it", gate="open")
+    owner = until(lambda: lease_owner(app.store, job))
+    with frozen([pid]):
+        until(queue.has_one_consumer, PATIENCE)
+    with own_redis.frozen():
+        time.sleep(LEASE + 2)
+    until(lambda: lease_owner(app.store, job) == owner)
+    assert _owners(app, job, LEASE + 3) == {owner}
+    app.open("open")
+    until(queue.is_empty, PATIENCE)
+    assert starts(app, job) == 1
+    assert [noted[0] for noted in app.notes()] == ["start", "end"]
+
+
+def test_a_job_has_its_lease_until_the_process_that_runs_it_has_ended(app: App) -> None:
+    """The worker was told to stop, and the job can't be interrupted: the process is killed long after the grace."""
+    worker = app.start(processes=1, threads=2, grace=0.5)
+    (pid,) = worker.ready(1)
+    job = app.send("hold-the-gil", seconds=60)
+    until(lambda: app.notes("start"))
+    owner = until(lambda: lease_owner(app.store, job))
+    worker.send_signal(signal.SIGTERM)
+    held, alive = owner, True
+    while alive:
+        held, alive = lease_owner(app.store, job), is_alive(pid)
+        assert held == owner or not alive
+        time.sleep(0.1)
+    assert worker.exit_code() == 0
+    assert lease_owner(app.store, job) is None
 
 
 def _owners(app: App, job: str, seconds: float) -> set[str | None]:

@@ -85,6 +85,22 @@ def test_what_was_last_known_holds_while_the_store_is_away(store: AwayStore) -> 
     assert (watch.paused, watch.is_current) == (frozenset(), True)
 
 
+def test_a_watch_says_for_how_long_the_store_has_not_been_away(store: AwayStore) -> None:
+    watch = ControlWatch(store)
+    watch.refresh()
+    assert watch.steady_for == float("inf")
+    store.away = True
+    watch.refresh()
+    assert watch.steady_for == 0.0
+    store.away = False
+    assert watch.steady_for == 0.0
+    watch.refresh()
+    assert 0.0 <= watch.steady_for < PATIENCE
+    before = watch.steady_for
+    watch.refresh()
+    assert watch.steady_for > before
+
+
 def test_a_watch_outlives_a_listener_that_fails(store: AwayStore) -> None:
     told = threading.Event()
 

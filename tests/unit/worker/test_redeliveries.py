@@ -14,7 +14,8 @@ from callboard.brokers.claim import ClaimedMessage
 from callboard.brokers.driver import IntakeOptions
 from callboard.brokers.stub import StubDriver, StubIntake
 from callboard.errors import StoreUnavailable
-from callboard.store.leases import free_lease, lease_owner, take_lease
+from callboard.store.control import ControlWatch
+from callboard.store.leases import LEASE, free_lease, lease_owner, take_lease
 from callboard.worker.redeliveries import WAIT, Redeliveries
 from callboard.worker.worker import Worker
 from tests.unit.worker.conftest import PATIENCE, Gate, Working
@@ -190,7 +191,60 @@ def test_it_waits_while_the_store_cant_be_read(
         patch.setattr(broker.store, "key_owner", away)
         clock.now += WAIT
         assert held.take(10) == []
+    clock.now += LEASE - 0.1  # its lease may have run out, and who runs it is about to renew it
+    assert held.take(10) == []
+    clock.now += 0.6
+    assert held.take(10) == [message]
+
+
+def test_who_finds_its_lease_taken_asks_for_nothing_that_a_frozen_store_would_do_later(
+    redelivered: Redelivered,
+    running: set[str],
+    clock: Clock,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = Redeliveries(broker, running.__contains__, lease_owner="this worker", clock=clock)
+    message = redelivered()
+    assert broker.store is not None
+    take_lease(broker.store, message.message_id, "another host")
+    monkeypatch.setattr(broker.store, "claim_key", None)
+    held.hold(message)
     clock.now += WAIT
+    assert held.take(10) == []
+
+
+def test_it_waits_for_as_long_as_a_lease_lasts_if_the_workers_control_couldnt_be_read(
+    held: Redeliveries,
+    redelivered: Redelivered,
+    clock: Clock,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    message = redelivered()
+    held.hold(message)
+    steady = [0.0]
+    monkeypatch.setattr(ControlWatch, "steady_for", property(lambda _: steady[0]))
+    for steady[0] in (0.0, LEASE - 0.1):
+        clock.now += WAIT
+        assert held.take(10) == []
+    steady[0] = LEASE
+    clock.now += WAIT
+    assert held.take(10) == [message]
+
+
+def test_it_waits_until_a_process_beside_this_one_has_written_down_that_the_job_has_ended(
+    held: Redeliveries, redelivered: Redelivered, clock: Clock, running: set[str]
+) -> None:
+    message = redelivered()
+    running.add(message.message_id)
+    held.hold(message)
+    clock.now += WAIT
+    assert held.take(10) == []
+    running.clear()
+    clock.now += 0.5
+    assert held.take(10) == []
+    clock.now += 0.6
     assert held.take(10) == [message]
 
 
@@ -267,7 +321,7 @@ def test_a_copy_of_what_has_ended_goes_without_a_run(
     copy = broker.receive(message.delivery, intake)
     assert copy is not None
     working_process = working()
-    working_process._process(copy, 0)
+    working_process._process(copy)
     counts = broker.driver.counts([QUEUE])[QUEUE]
     assert (counts.ready, counts.claimed) == (0, 0)
     assert copy.started_at is None
@@ -286,7 +340,7 @@ def test_a_second_job_with_the_id_of_one_that_has_ended_runs(
     second = redelivered()
     second.message_id = message.message_id
     second.message_timestamp += 1000
-    working()._process(second, 0)
+    working()._process(second)
     assert second.started_at is not None
 
 
