@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _CALLBOARD = str(Path(sys.executable).with_name("callboard"))
+_COMMAND = [_CALLBOARD, "--module", "tests.faults.ledger_app"]
 _ROOT = Path(__file__).parents[2]
 
 #: A run: its start and end by the monotonic clock, and its process.
@@ -52,17 +54,27 @@ class Ledger:
         """The runs of each job. A killed process's run ends with it."""
         runs: dict[str, list[Run]] = defaultdict(list)
         open_runs: dict[tuple[str, int], list[float]] = defaultdict(list)  # more than one, if at once
+        worker_of: dict[int, int] = {}
         path = self.folder / "runs"
         for line in path.read_text().splitlines() if path.exists() else ():
-            event, job_id, process, moment, _attempt = line.split()
+            event, job_id, process, moment, _attempt, *worker = line.split()
             pid = int(process)
+            worker_of[pid] = int(worker[0]) if worker else pid
             if event == "start":
                 open_runs[job_id, pid].append(float(moment))
             else:
                 runs[job_id].append((open_runs[job_id, pid].pop(0), float(moment), pid))
         for (job_id, pid), starts in open_runs.items():
-            runs[job_id] += [(start, self.killed.get(pid, float("inf")), pid) for start in starts]
+            end = self._end_of(pid, worker_of[pid])
+            runs[job_id] += [(start, start if end is None else end, pid) for start in starts]
         return runs
+
+    def _end_of(self, pid: int, worker: int) -> float | None:
+        """Until when a process that hasn't noted a run's end ran it. None if nobody knows: it was an isolated job's,
+        and its worker, which stopped, or the kernel, when that had ended, has killed it."""
+        if pid in self.killed or worker in self.killed:
+            return min(self.killed.get(pid, float("inf")), self.killed.get(worker, float("inf")))
+        return None if pid != worker and not Path(f"/proc/{pid}").exists() else float("inf")
 
     def ended(self) -> set[str]:
         """Jobs of which a run came to its end."""
@@ -88,11 +100,26 @@ class Ledger:
         ]
 
     def working_pids(self) -> list[int]:
-        """The processes that ran something lately and still live."""
+        """The worker processes that ran something lately and still live."""
+        return self._living(words[5] for words in self._last_notes())
+
+    def isolated_pids(self) -> list[int]:
+        """The processes of isolated jobs that ran something lately and still live."""
+        return self._living(words[2] for words in self._last_notes() if words[2] != words[5])
+
+    def _last_notes(self) -> list[list[str]]:
         path = self.folder / "runs"
-        lines = path.read_text().splitlines()[-200:] if path.exists() else []
-        pids = {int(line.split()[2]) for line in lines}
-        return sorted(pid for pid in pids - self.killed.keys() if Path(f"/proc/{pid}").exists())
+        return [line.split() for line in path.read_text().splitlines()[-200:]] if path.exists() else []
+
+    def _living(self, pids: Iterable[str]) -> list[int]:
+        found = set(map(int, pids)) - self.killed.keys()
+        return sorted(pid for pid in found if Path(f"/proc/{pid}").exists())
+
+    def kill(self, pid: int) -> None:
+        """Kill -9 a process, and know when."""
+        self.killed[pid] = time.monotonic()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def __str__(self) -> str:
         return (
@@ -115,18 +142,21 @@ def environment_in(folder: Path, **more: str) -> dict[str, str]:
 
 @dataclass
 class Processes:
-    """Producers, and a worker of three processes."""
+    """Producers, a worker of three processes, and schedulers, if there are any."""
 
     environment: dict[str, str]
     ledger: Ledger
     producers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     worker: subprocess.Popen[bytes] | None = None
+    schedulers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _arguments: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def start_worker(self, broker_url: str) -> None:
         options = ["--queues", "ledger.*", "--processes", "3", "--threads", "4"]
-        command = [_CALLBOARD, "--module", "tests.faults.ledger_app", "worker", *options]
-        self.worker = self._start(command, broker_url, "worker.log")
+        self.worker = self._start([*_COMMAND, "worker", *options], broker_url, "worker.log")
+
+    def start_scheduler(self, name: str, broker_url: str) -> None:
+        self.schedulers[name] = self._start([*_COMMAND, "scheduler"], broker_url, "schedulers.log")
 
     def start_producer(self, name: str, broker_url: str, count: int = 0) -> None:
         """Send so many jobs; without a number, some hundred a second until `enough`."""
@@ -154,8 +184,8 @@ class Processes:
         assert before.wait(60) == 0, "a worker that is told to end exits with 0"
 
     def live(self) -> bool:
-        """Whether the worker and the producers run."""
-        started = [self.worker, *self.producers.values()]
+        """Whether the worker, the producers and the schedulers run."""
+        started = [self.worker, *self.producers.values(), *self.schedulers.values()]
         return all(process is not None and process.poll() is None for process in started)
 
     def revive_producers(self) -> None:
@@ -167,8 +197,7 @@ class Processes:
         """Kill -9 one worker process or producer that lives."""
         producing = [p.pid for p in self.producers.values() if p.poll() is None]
         pid = chance.choice(self.ledger.working_pids() * 2 + producing)
-        self.ledger.killed[pid] = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
+        self.ledger.kill(pid)
         for producer in self.producers.values():
             if producer.pid == pid:
                 producer.wait()
@@ -179,8 +208,15 @@ class Processes:
         for process in self.producers.values():
             assert process.wait(60) == 0
 
+    def stop_schedulers(self) -> None:
+        """Have them end, as a deploy does."""
+        for process in self.schedulers.values():
+            process.terminate()
+        for process in self.schedulers.values():
+            assert process.wait(60) == 0, "a scheduler that is told to end exits with 0"
+
     def stop(self) -> None:
-        for process in self.producers.values():
+        for process in (*self.producers.values(), *self.schedulers.values()):
             process.kill()
             process.wait()
         if self.worker is not None:

@@ -4,9 +4,11 @@
     python -m tests.faults.soak --minutes 60 --only redis
     python -m tests.faults.soak --seed 4711               what run 4711 did: the same faults in the same order
 
-A round is a fresh broker, a worker of three processes and two producers, which suffer one fault after another,
-drawn by the round's seed. Then everything that was sent has to come to its end. The exit code is 1 if anything
-was lost or ran twice at once, or if a round didn't come to its end; the folder of such a round is kept.
+A round is a fresh broker, a worker of three processes, two producers, some of whose jobs are isolated, and two
+schedulers of two schedules that are due every second. They suffer one fault after another, drawn by the round's seed.
+Then everything that was sent has to come to its end, and each tick has to be a job that did, or to be recorded as
+missed. The exit code is 1 if anything was lost or ran twice at once, if a tick is missing or was two jobs, or if a
+round didn't come to its end; the folder of such a round is kept.
 """
 
 from __future__ import annotations
@@ -26,20 +28,26 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
 from callboard import dead_letter
 from callboard.brokers import open_driver
+from callboard.errors import StoreUnavailable
 from callboard.servers import PrivateRabbitmq, PrivateRedis
 from callboard.servers.proxy import FaultProxy
+from callboard.store import open_store
+from callboard.store.base import Store
 from tests.faults.ledger import Ledger, Processes, Run, environment_in, until
+from tests.faults.tick_ledger import TickLedger
 
 PATIENCE = 120.0  # seconds that a start or the backlog of a round may take
 ROUND = 60.0  # seconds of faults in a round
 ACK = 0.2  # seconds after a run's end in which its ack may get lost
 LONG = "0.003"  # share of the jobs that run for up to two seconds, so that leases and graces matter
+APART = "0.03"  # share of the jobs that are isolated
+SCHEDULES = ("pulse-a", "pulse-b")
 
 
 @dataclass
@@ -62,6 +70,10 @@ class Found:
     lost: int = 0
     at_once: int = 0
     again: int = 0
+    ticks: int = 0
+    ticks_told: int = 0
+    ticks_missed: int = 0
+    ticks_doubled: int = 0
     dead: Counter[str] = field(default_factory=Counter)
     why_again: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -69,12 +81,16 @@ class Found:
     paused_by: str = ""
 
     def add(self, other: Found) -> None:
-        for name in ("seconds", "sent", "raised", "runs", "lost", "at_once", "again"):
+        for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("dead", "why_again", "faults"):
             getattr(self, name).update(getattr(other, name))
         if other.longest_pause > self.longest_pause:
             self.longest_pause, self.paused_by = other.longest_pause, other.paused_by
+
+    @property
+    def is_flawless(self) -> bool:
+        return not (self.lost or self.at_once or self.ticks_missed or self.ticks_doubled)
 
     def __str__(self) -> str:
         lines = [
@@ -85,10 +101,16 @@ class Found:
             ("lost", f"{self.lost}"),
             ("run twice at once", f"{self.at_once}"),
             ("run again", f"{self.again} ({_listed(self.why_again)})"),
+            ("ticks", f"{self.ticks:,}, {self.ticks_told} of them recorded as missed"),
+            ("ticks missed", f"{self.ticks_missed} without a record"),
+            ("ticks doubled", f"{self.ticks_doubled}"),
             ("dead", f"{self.dead.total()} ({_listed(self.dead)})"),
             ("longest pause", f"{self.longest_pause:.1f} s ({self.paused_by})"),
         ]
         return "\n".join(f"  {name:<18} {value}" for name, value in lines)
+
+
+_SUMMED = [of.name for of in fields(Found) if of.type in ("int", "float") and of.name != "longest_pause"]
 
 
 def _listed(counter: Mapping[str, int]) -> str:
@@ -108,6 +130,9 @@ class Stage(ABC):
     faults: ClassVar[tuple[str, ...]] = (
         "kill_a_process",
         "kill_a_process",
+        "kill_an_isolated_job",
+        "kill_a_scheduler",
+        "freeze_a_scheduler",
         "kill_the_supervisor",
         "freeze_a_process",
         "freeze_a_producer",
@@ -120,7 +145,7 @@ class Stage(ABC):
         self.folder = folder
         self.chance = random.Random(0)
         self.ledger = Ledger(folder)
-        self.processes = Processes(environment_in(folder, LEDGER_LONG=LONG), self.ledger)
+        self.processes = Processes(environment_in(folder, LEDGER_LONG=LONG, LEDGER_APART=APART), self.ledger)
         self._open = ExitStack()
 
     def __enter__(self) -> Stage:
@@ -151,11 +176,31 @@ class Stage(ABC):
     def producer_url(self) -> str:
         return self.url
 
-    def begin(self) -> None:
+    @property
+    def store_url(self) -> str:
+        return self.processes.environment["CALLBOARD_STORE_URL"]
+
+    def begin(self) -> TickLedger:
+        """Start everybody; returns the ledger of the ticks from then on."""
         self.processes.start_worker(self.worker_url)
+        for name in ("1", "2"):
+            self.processes.start_scheduler(name, self.producer_url)
         for name in ("a", "b"):
             self.processes.start_producer(name, self.producer_url)
         until(lambda: len(self.ledger.ended()) > 50, seconds=PATIENCE, what="the start")
+        with closing(open_store(self.store_url)) as store:
+            until(
+                lambda: TickLedger.have_begun(SCHEDULES, store), seconds=PATIENCE, what="the schedules' start"
+            )
+            return TickLedger(self.folder, SCHEDULES, store)
+
+    def finish(self, ticks: TickLedger) -> None:
+        """Send nothing more, and have the ticks until now dealt with."""
+        self.processes.enough()
+        ticks.close()
+        with closing(open_store(self.store_url)) as store:
+            until(lambda: _is_served(ticks, store), seconds=PATIENCE, what="the last ticks")
+        self.processes.stop_schedulers()
 
     def dead(self) -> list[tuple[str, str]]:
         """The jobs that died, and of what."""
@@ -169,6 +214,24 @@ class Stage(ABC):
         if self.ledger.working_pids():
             self.processes.kill_one(self.chance)
         self.processes.revive_producers()
+
+    def kill_an_isolated_job(self) -> None:
+        """Which is a failure of that job, if one runs there."""
+        if pids := self.ledger.isolated_pids():
+            self.ledger.kill(self.chance.choice(pids))
+
+    def kill_a_scheduler(self) -> None:
+        """One, or both; then for a while there are fewer."""
+        names = self.chance.choice((["1"], ["2"], ["1", "2"]))
+        for name in names:
+            self.processes.schedulers[name].kill()
+            self.processes.schedulers[name].wait()
+        time.sleep(self.chance.uniform(0, 4))
+        for name in names:
+            self.processes.start_scheduler(name, self.producer_url)
+
+    def freeze_a_scheduler(self) -> None:
+        self._freeze(self.chance.choice([p.pid for p in self.processes.schedulers.values()]))
 
     def kill_the_supervisor(self) -> None:
         """Its processes end by themselves, and give back what they have."""
@@ -206,6 +269,13 @@ class Stage(ABC):
             connection.execute("BEGIN IMMEDIATE")
             time.sleep(self.chance.uniform(0.1, 5))
             connection.execute("ROLLBACK")
+
+
+def _is_served(ticks: TickLedger, store: Store) -> bool:
+    try:
+        return ticks.is_served(store)
+    except StoreUnavailable:  # it was only just started again
+        return False
 
 
 class FileStage(Stage):
@@ -364,7 +434,7 @@ def play(name: str, seed: str, seconds: float, folder: Path, say: Callable[[str]
     chance = random.Random(seed)
     began, done = time.monotonic(), list[Fault]()
     with STAGES[name](folder) as stage:
-        stage.begin()
+        ticks = stage.begin()
         for number, fault in enumerate(drawn(stage.faults, chance)):
             # How much one fault asks of chance depends on what runs just then, and mustn't change the others.
             stage.chance = random.Random(f"{seed}-{number}")
@@ -376,13 +446,21 @@ def play(name: str, seed: str, seconds: float, folder: Path, say: Callable[[str]
             if time.monotonic() - began > seconds:
                 break
         stage.processes.revive_producers()
-        stage.processes.enough()
+        assert stage.processes.live(), "somebody has ended who wasn't told to; see the logs"
+        stage.finish(ticks)
         end = time.monotonic() + PATIENCE
-        dead = stage.dead()
-        while stage.ledger.lost() - {job_id for job_id, _ in dead} and time.monotonic() < end:
-            time.sleep(0.5)
+        while time.monotonic() < end:
             dead = stage.dead()
-        return account(stage.ledger, dead, done, time.monotonic() - began)
+            if not unended(stage.ledger, ticks, dead):
+                break
+            time.sleep(0.5)
+        return account(stage.ledger, ticks, dead, done, time.monotonic() - began)
+
+
+def unended(ledger: Ledger, ticks: TickLedger, dead: Iterable[tuple[str, str]]) -> set[str]:
+    """The jobs that have no end yet, those of ticks among them."""
+    done = ledger.ended() | {job_id for job_id, _ in dead}
+    return (ledger.sent().keys() - done) | ticks.missed(done)
 
 
 def drawn(faults: Sequence[str], chance: random.Random) -> Iterator[str]:
@@ -391,8 +469,11 @@ def drawn(faults: Sequence[str], chance: random.Random) -> Iterator[str]:
         yield from chance.sample(faults, len(faults))
 
 
-def account(ledger: Ledger, dead: list[tuple[str, str]], faults: list[Fault], seconds: float) -> Found:
-    """What the ledger says."""
+def account(
+    ledger: Ledger, ticks: TickLedger, dead: list[tuple[str, str]], faults: list[Fault], seconds: float
+) -> Found:
+    """What the ledgers say."""
+    without_end = unended(ledger, ticks, dead)
     sent, runs, again = ledger.sent(), ledger.runs(), ledger.again()
     pause, paused_by = longest_pause(runs.values(), faults)
     return Found(
@@ -400,7 +481,11 @@ def account(ledger: Ledger, dead: list[tuple[str, str]], faults: list[Fault], se
         sent=len(sent),
         raised=ledger.raised(),
         runs=sum(map(len, runs.values())),
-        lost=len(ledger.lost() - {job_id for job_id, _ in dead}),
+        lost=len(without_end & sent.keys()),
+        ticks=len(ticks.due()),
+        ticks_told=len(ticks.told()),
+        ticks_missed=len(without_end - sent.keys()),
+        ticks_doubled=len(ticks.doubled()),
         at_once=len(ledger.at_once()),
         again=len(again),
         dead=Counter(reason.partition(":")[0] for _, reason in dead),
@@ -466,7 +551,14 @@ def soak(names: Sequence[str], seed: int, seconds: float) -> int:
             shutil.rmtree(folder)
     for name, total in totals.items():
         print(f"\n{name}\n{total}")
-    print(f"\nSeed {seed}: " + ("nothing was lost, nothing ran twice at once." if not failed else "FAILED."))
+    print(
+        f"\nSeed {seed}: "
+        + (
+            "nothing was lost, nothing ran twice at once, no tick is missing or double."
+            if not failed
+            else "FAILED."
+        )
+    )
     for text in failed:
         print(f"  failed: {text}")
     return 1 if failed else 0
@@ -480,7 +572,7 @@ def _survived(name: str, title: str, seconds: float, folder: Path, total: Found)
         return False
     total.add(found)
     print(f"{found}\n", flush=True)
-    return not found.lost and not found.at_once
+    return found.is_flawless
 
 
 if __name__ == "__main__":
