@@ -34,7 +34,8 @@ class RateLimit:
     Attributes:
         rate: As in '10/s', '100/minute', '5/10 minutes', '1000/day'.
         key: Each value has a rate of its own: a field of the payload by its name, or what is made of the payload, a
-            mapping of its fields as they are sent. Without one, all jobs share the rate.
+            mapping of its fields as JSON has them, with the defaults of those that weren't sent. Without one, all
+            jobs share the rate.
         name: Instead of the actor's, for actors that share a rate.
         burst: How many may start at once after a lull. By default as many as fall into a tenth of a second, or one.
 
@@ -89,11 +90,7 @@ class ConcurrencyLimit:
 
 
 def key_of(key: Key | None, payload: Mapping[str, Any]) -> str:
-    """What a job counts with; empty where all count together.
-
-    Raises:
-        KeyError: The payload has no such field.
-    """
+    """What a job counts with; empty where all count together, and for those that lack the field."""
     if key is None:
         return ""
-    return str(payload[key] if isinstance(key, str) else key(payload))
+    return str(payload.get(key, "") if isinstance(key, str) else key(payload))

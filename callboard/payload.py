@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import isfinite
 from operator import is_
 from typing import Any, NotRequired, Required, TypeVar, get_type_hints
@@ -24,7 +24,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.errors import PydanticSchemaGenerationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import PydanticSerializationError, PydanticUndefined, to_jsonable_python
 from typing_extensions import TypedDict
 
 from callboard.errors import DeclarationError
@@ -92,6 +92,24 @@ class Payload:
             return self._signature.bind_partial(*args, **kwargs).arguments
         except TypeError as error:
             raise PayloadMismatch(str(error)) from error
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The names of its fields."""
+        return frozenset(self._signature.parameters if self.model is None else self.model.model_fields)
+
+    @cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        """What fields are that weren't sent, as JSON has it; but not what a factory makes anew for each payload."""
+        if self.model is None:
+            given = {name: parameter.default for name, parameter in self._signature.parameters.items()}
+        else:
+            given = {name: field.default for name, field in self.model.model_fields.items()}
+        return {
+            name: to_jsonable_python(default, fallback=str)
+            for name, default in given.items()
+            if default is not inspect.Parameter.empty and default is not PydanticUndefined
+        }
 
     def check(self, value: Any) -> Any:
         """A checked payload: an instance of the model, or a dict of arguments. Takes Python values or JSON's.

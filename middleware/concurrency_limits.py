@@ -12,8 +12,9 @@ from dramatiq import Broker, Middleware
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.brokers.claim import Drop
 from callboard.errors import StoreUnavailable
-from callboard.limits import ConcurrencyLimit, key_of
+from callboard.limits import ConcurrencyLimit
 from callboard.loggers import get_logger
+from middleware.limit_keys import check_key, counted_with
 from middleware.waits import STORE_AWAY, WrongLimit, send_back, store_of
 
 log = get_logger(__name__)
@@ -39,12 +40,14 @@ class ConcurrencyLimits(Middleware):
 
     def before_declare_actor(self, broker: Broker, actor: dramatiq.Actor[Any, Any]) -> None:
         limit = actor.options.get("concurrency")
-        if limit is None or isinstance(limit, ConcurrencyLimit):
+        if limit is None:
             return
-        try:
-            actor.options["concurrency"] = ConcurrencyLimit(limit)
-        except ValueError as error:
-            raise WrongLimit(f"the actor '{actor.actor_name}': {error}") from error
+        if not isinstance(limit, ConcurrencyLimit):
+            try:
+                actor.options["concurrency"] = limit = ConcurrencyLimit(limit)
+            except ValueError as error:
+                raise WrongLimit(f"the actor '{actor.actor_name}': {error}") from error
+        check_key(actor, limit)
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         self._stop = threading.Event()
@@ -57,10 +60,11 @@ class ConcurrencyLimits(Middleware):
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
-        limit: ConcurrencyLimit | None = broker.actors[message.actor_name].options.get("concurrency")
+        actor = broker.actors[message.actor_name]
+        limit: ConcurrencyLimit | None = actor.options.get("concurrency")
         if limit is None:
             return
-        owner, value = limit.name or message.actor_name, key_of(limit.key, message.kwargs)
+        owner, value = counted_with(actor, limit, message)
         whose = f"{owner}, {value}" if value else owner
         key, slot, now = f"{owner}:{value}", message.headers.slot, broker.clock()
         try:

@@ -9,7 +9,8 @@ from dramatiq import Broker, Middleware
 
 from callboard.brokers.base import Broker as CallboardBroker
 from callboard.errors import StoreUnavailable
-from callboard.limits import RateLimit, key_of
+from callboard.limits import RateLimit
+from middleware.limit_keys import check_key, counted_with
 from middleware.waits import STORE_AWAY, WrongLimit, send_back, store_of
 
 
@@ -23,19 +24,22 @@ class RateLimits(Middleware):
 
     def before_declare_actor(self, broker: Broker, actor: dramatiq.Actor[Any, Any]) -> None:
         rate = actor.options.get("rate")
-        if rate is None or isinstance(rate, RateLimit):
+        if rate is None:
             return
-        try:
-            actor.options["rate"] = RateLimit(rate)
-        except (ValueError, AttributeError) as error:
-            raise WrongLimit(f"the actor '{actor.actor_name}': {error}") from error
+        if not isinstance(rate, RateLimit):
+            try:
+                actor.options["rate"] = rate = RateLimit(rate)
+            except (ValueError, AttributeError) as error:
+                raise WrongLimit(f"the actor '{actor.actor_name}': {error}") from error
+        check_key(actor, rate)
 
     def before_process_message(self, broker: Broker, message: Any) -> None:
         assert isinstance(broker, CallboardBroker)
-        limit: RateLimit | None = broker.actors[message.actor_name].options.get("rate")
+        actor = broker.actors[message.actor_name]
+        limit: RateLimit | None = actor.options.get("rate")
         if limit is None:
             return
-        owner, value = limit.name or message.actor_name, key_of(limit.key, message.kwargs)
+        owner, value = counted_with(actor, limit, message)
         whose = f"{owner}, {value}" if value else owner
         slot, now = message.headers.slot, broker.clock()
         try:

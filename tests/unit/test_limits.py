@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dramatiq
 import pytest
 from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
 
 from callboard import ConcurrencyLimit, RateLimit
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
+from callboard.brokers.driver import Outgoing
 from callboard.brokers.stub import StubDriver
 from callboard.errors import DeclarationError
 from callboard.limits import key_of
 from callboard.metrics import Metrics
 from callboard.store import open_store
+from callboard.testing import jobs_of
 from middleware import stack
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    store = open_store("memory:")
+    broker = Broker(StubDriver(), store=store, middleware=stack(store, metrics=Metrics(CollectorRegistry())))
+    yield broker
+    broker.close()
 
 
 @pytest.mark.parametrize(
@@ -50,9 +65,7 @@ def test_what_is_no_number_of_places_is_refused(places: int) -> None:
         ConcurrencyLimit(places)
 
 
-def test_an_actor_with_a_rate_that_makes_no_sense_is_not_declared() -> None:
-    store = open_store("memory:")
-    broker = Broker(StubDriver(), store=store, middleware=stack(store, metrics=Metrics(CollectorRegistry())))
+def test_an_actor_with_a_rate_that_makes_no_sense_is_not_declared(broker: Broker) -> None:
     with pytest.raises(DeclarationError, match="the actor 'call': a rate reads like"):
 
         @ActorDecorator(broker)(category="jobs", rate="often")
@@ -63,4 +76,78 @@ def test_an_actor_with_a_rate_that_makes_no_sense_is_not_declared() -> None:
         @ActorDecorator(broker)(category="jobs", concurrency=0)
         def call_again() -> None: ...
 
-    broker.close()
+
+class _Import(BaseModel):
+    path: str
+    tenant: str = "none"
+
+
+def _put(broker: Broker, *args: Any) -> None:
+    """A message as a stock Dramatiq sends it, which knows nothing of the actor."""
+    message: dramatiq.Message[Any] = dramatiq.Message("jobs.medium", "call", args, {}, {})
+    broker.driver.put([Outgoing("jobs.medium", message.encode(), message.message_id)], deadline=1)
+
+
+def test_a_key_that_is_no_parameter_is_refused_when_the_actor_is_declared(broker: Broker) -> None:
+    with pytest.raises(
+        DeclarationError, match=r"'call': the key of its limit, 'tenant', is none of .*; known: n"
+    ):
+
+        @ActorDecorator(broker)(category="jobs", rate=RateLimit("1/s", key="tenant"))
+        def call(n: int) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"'load': the key of its limit, 'tenat', .*: path, tenant"):
+
+        @ActorDecorator(broker)(_Import, category="jobs", concurrency=ConcurrencyLimit(1, key="tenat"))
+        def load(file: _Import) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"'count': the key of its limit, 'tenant', .*: n"):
+
+        @dramatiq.actor(broker=broker, rate=RateLimit("1/s", key="tenant"))
+        def count(n: int) -> None: ...
+
+    @dramatiq.actor(broker=broker, rate=RateLimit("1/s", key="tenant"))
+    def count_any(n: int, **fields: Any) -> None: ...
+
+
+def test_a_field_that_was_not_sent_counts_with_its_default(broker: Broker) -> None:
+    seen: list[Any] = []
+
+    def key(payload: Mapping[str, Any]) -> str:
+        seen.append(dict(payload))
+        return str(payload["tenant"])
+
+    @ActorDecorator(broker)(category="jobs", rate=RateLimit("1000/s", key=key), concurrency=1)
+    def call(n: int, tenant: str = "none") -> None: ...
+
+    @ActorDecorator(broker)(_Import, category="jobs", rate=RateLimit("1000/s", key=key))
+    def load(file: _Import) -> None: ...
+
+    @dramatiq.actor(broker=broker, rate=RateLimit("1000/s", key=key))
+    def count(n: int, tenant: str = "none") -> None: ...
+
+    with jobs_of(broker) as jobs:
+        call.send(1)
+        call.send(n=2, tenant="acme")
+        load.send(path="a.csv")
+        count.send(3)
+        _put(broker, 4)
+        assert jobs.drain().succeeded == 5
+    assert seen == [
+        {"n": 1, "tenant": "none"},
+        {"n": 2, "tenant": "acme"},
+        {"path": "a.csv", "tenant": "none"},
+        {"n": 3, "tenant": "none"},
+        {"n": 4, "tenant": "none"},
+    ]
+
+
+def test_a_job_that_lacks_the_field_of_the_key_is_told_so_by_its_run(broker: Broker) -> None:
+    @ActorDecorator(broker)(category="jobs", concurrency=ConcurrencyLimit(1, key="tenant"))
+    def call(tenant: str) -> None: ...
+
+    with jobs_of(broker) as jobs:
+        _put(broker)
+        jobs.drain(fail=False)
+        (letter,) = jobs.dead
+    assert "'tenant' is missing" in letter.reason
