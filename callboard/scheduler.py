@@ -9,9 +9,11 @@ others. A schedule that nobody has served begins now.
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
 from typing import Any
@@ -24,7 +26,7 @@ from callboard.errors import CallboardError, FateUnknown, NotQueued, StoreUnavai
 from callboard.loggers import get_logger
 from callboard.operations.schedulers import say_alive, say_stopped
 from callboard.process import worker_name
-from callboard.store.base import TICKS_KEPT, Fate, ScheduleState, Store
+from callboard.store.base import TICKS_KEPT, Fate, ScheduleState, Tick
 
 log = get_logger(__name__)
 
@@ -49,19 +51,60 @@ class _Schedule:
     error: str = ""  # why it couldn't be served the last time
 
 
+@dataclass(slots=True, eq=False)
+class Progress:
+    """How a scheduler gets on. It writes, in its thread, and others read.
+
+    Attributes:
+        actors: Those that have a schedule.
+        looked: When it last got further, in monotonic seconds.
+        reached: When the store last answered, in monotonic seconds; None if it never has.
+        store_error: Why the store didn't answer the last time; empty if it did.
+        errors: Why schedules couldn't be served the last time, by actor.
+        rounds: How often it has looked at all schedules.
+        ticks: How many ticks had which fate, by actor and fate.
+        lateness: Seconds from the tick to the send of the last job, by actor.
+        paused: The actors whose schedules are paused.
+    """
+
+    actors: tuple[str, ...]
+    looked: float
+    reached: float | None = None
+    store_error: str = ""
+    errors: dict[str, str] = field(default_factory=dict)
+    rounds: int = 0
+    ticks: Counter[tuple[str, Fate]] = field(default_factory=Counter)
+    lateness: dict[str, float] = field(default_factory=dict)
+    paused: frozenset[str] = frozenset()
+
+    def note(self, tick: Tick) -> None:
+        """This became of a tick, or of several."""
+        self.ticks[tick.schedule, tick.fate] += tick.count
+        if tick.fate in (Fate.ON_TIME, Fate.CAUGHT_UP):
+            self.lateness[tick.schedule] = max(0.0, tick.at - tick.due)
+
+
 class Scheduler:
     """Sends the jobs of the actors that have a schedule (`periodic=cron(...)`).
 
     Args:
         broker: Where the actors are declared.
+        clock: Monotonic seconds, for its progress.
+
+    Attributes:
+        progress: How it gets on.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, clock: Callable[[], float] = time.monotonic) -> None:
         self._broker = broker
         self._ticks = broker.ticks()
         self._me = f"scheduler:{worker_name()}"
         self._started = broker.clock()
         self._schedules = [_Schedule(actor, schedule_of(actor)) for actor in scheduled_actors(broker)]
+        self._clock = clock
+        names = tuple(schedule.actor.actor_name for schedule in self._schedules)
+        self.progress = Progress(names, looked=clock())
+        self._ticks.noted = self._note
 
     def run(self, stop: threading.Event) -> None:
         """Serve the ticks until the event is set."""
@@ -69,16 +112,34 @@ class Scheduler:
             "scheduler started",
             schedules={schedule.actor.actor_name: schedule.cron.explain() for schedule in self._schedules},
         )
-        self._say(say_alive)
+        self._meet_store()
         while not stop.wait(self._patience()):
-            self._say(say_alive)
+            self._meet_store()
             self.serve()
-        self._say(say_stopped)
+        with suppress(StoreUnavailable):
+            say_stopped(self._ticks.store, self._me)
 
-    def _say(self, say: Callable[[Store, str], None]) -> None:
-        if self._broker.store is not None:
-            with suppress(StoreUnavailable):
-                say(self._broker.store, self._me)
+    def _meet_store(self) -> None:
+        """Tell the others that this one lives, and see what is paused."""
+        progress = self.progress
+        try:
+            store = self._ticks.store
+            say_alive(store, self._me)
+            paused = {state.name for state in store.schedules().values() if state.paused_at is not None}
+        except StoreUnavailable as error:
+            progress.store_error = str(error)
+        else:
+            progress.paused = frozenset(paused.intersection(progress.actors))
+            self._got_further()
+
+    def _note(self, tick: Tick) -> None:
+        self.progress.note(tick)
+        self._got_further()
+
+    def _got_further(self, *, store_answered: bool = True) -> None:
+        self.progress.looked = self._clock()
+        if store_answered:
+            self.progress.reached, self.progress.store_error = self.progress.looked, ""
 
     def _patience(self) -> float:
         now = self._broker.clock()
@@ -99,6 +160,12 @@ class Scheduler:
                     log.warning("ticks not served yet", schedule=schedule.actor.actor_name, error=str(error))
                 schedule.error = str(error)
                 schedule.due = now + _AGAIN
+                self._got_further(store_answered=not isinstance(error, StoreUnavailable))
+            else:
+                self._got_further()
+        self._got_further(store_answered=False)
+        self.progress.errors = {s.actor.actor_name: s.error for s in self._schedules if s.error}
+        self.progress.rounds += 1
         return sent
 
     def _serve(self, schedule: _Schedule, now: float) -> Iterable[str]:

@@ -99,6 +99,11 @@ class Settings(CallboardSettings):
         description="Where callboard worker serves /metrics, /healthz and /readyz: HOST:PORT, such as "
         "127.0.0.1:9191. Nowhere, if it is empty.",
     )
+    scheduler_http: str = Field(
+        "",
+        description="Where callboard scheduler serves /metrics, /healthz and /readyz: HOST:PORT, such as "
+        "127.0.0.1:9192. Nowhere, if it is empty.",
+    )
     log_format: str = Field(
         "auto",
         pattern="^(auto|console|json)$",

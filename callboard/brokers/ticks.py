@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -49,12 +49,16 @@ class Ticks:
     Args:
         broker: Where the actors are declared; it has a store.
         deadline: Seconds that a send may take.
+
+    Attributes:
+        noted: Called with what became of each tick, once that is written down.
     """
 
     def __init__(self, broker: Broker, *, deadline: float) -> None:
         self.name = f"{worker_name()}.{secrets.token_hex(3)}"
         self._broker = broker
         self._hold_for = deadline + _BEYOND_SEND
+        self.noted: Callable[[Tick], object] = lambda tick: None
 
     @property
     def store(self) -> Store:
@@ -212,6 +216,7 @@ class Ticks:
         now = self._broker.clock()
         tick = Tick(schedule=actor.actor_name, due=due, fate=fate, at=now, **{"by": worker_name(), **told})
         self.store.add_tick(tick, until=until)
+        self.noted(tick)
 
     def run_now(self, actor: JobActor[..., Any], *, by: str) -> Message[Any]:
         """Send a schedule's job now, whether it is paused or not; it is no tick's.

@@ -93,7 +93,7 @@ def worker(
         modules=tuple(modules or ()),
         log_level=level,
         log_format=style,
-        http=_address(http if http is not None else Settings.load().worker_http),
+        http=http_address(http if http is not None else Settings.load().worker_http),
         enough=Enough(jobs=max_jobs, memory=max_memory * 1024 * 1024 if max_memory else None),
     )
     raise typer.Exit(run_supervisor(options))
@@ -127,13 +127,13 @@ def dev(
         log_successes=True,  # whoever tries something out wants to see that it ran
         watch=(Path.cwd(),),
         companions={"scheduler": _schedule},
-        http=_address(http or ""),
+        http=http_address(http or ""),
     )
     raise typer.Exit(run_supervisor(options))
 
 
-def _address(text: str) -> Address | None:
-    """Where the worker's port is; None for no port."""
+def http_address(text: str) -> Address | None:
+    """Where the port is; None for no port."""
     from callboard.worker.http_server import Address
 
     return Address.parse(text) if text.strip() else None

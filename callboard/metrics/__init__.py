@@ -1,6 +1,6 @@
 """Metrics for Prometheus: what is counted, and how the numbers of several processes become one worker's."""
 
-from callboard.metrics.catalogue import QUEUE_LABELS, SHARED_METRICS, WORKER_METRICS
+from callboard.metrics.catalogue import QUEUE_LABELS, SCHEDULER_METRICS, SHARED_METRICS, WORKER_METRICS
 from callboard.metrics.jobs import (
     BUCKETS,
     COUNTERS,
@@ -20,6 +20,7 @@ __all__ = [
     "QUEUE_LABELS",
     "QUEUE_SECONDS",
     "RUN_SECONDS",
+    "SCHEDULER_METRICS",
     "SHARED_METRICS",
     "WORKER_METRICS",
     "JobNumbers",

@@ -1,4 +1,4 @@
-"""The metrics that aren't of jobs: of a worker's processes, and of what all workers share."""
+"""The metrics that aren't of jobs: of a worker's processes, of a scheduler, and of what all workers share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ WORKER_METRICS: dict[str, tuple[Literal["gauge", "counter"], str]] = {
     "callboard_worker_processes_stalled": ("gauge", "Processes that claim nothing although messages wait."),
     "callboard_worker_process_deaths": ("counter", "Processes that ended by themselves, or were killed."),
     "callboard_worker_process_stalls": ("counter", "Processes that were replaced because they had stalled."),
+}
+#: Of a scheduler, as each counts for itself: the type, the labels, and what it tells.
+SCHEDULER_METRICS: dict[str, tuple[Literal["gauge", "counter"], tuple[str, ...], str]] = {
+    "callboard_scheduler_ticks": ("counter", ("actor", "outcome"), "Ticks that this scheduler dealt with."),
+    "callboard_scheduler_lateness_seconds": (
+        "gauge",
+        ("actor",),
+        "How long after its tick the last job was sent that this scheduler sent.",
+    ),
+    "callboard_scheduler_paused": ("gauge", ("actor",), "Whether the schedule is paused."),
+    "callboard_scheduler_looked_seconds": (
+        "gauge",
+        (),
+        "How long ago this scheduler looked at its schedules.",
+    ),
 }
 QUEUE_LABELS = ("queue", "category", "priority")
 #: Of what all workers share, as each tells it: the type, the labels, and what it tells.

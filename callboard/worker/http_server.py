@@ -1,12 +1,13 @@
-"""A worker's HTTP port: a few short answers to GET, given by the supervisor's own loop.
+"""The HTTP port of a worker or a scheduler: a few short answers to GET, given by the process' own loop.
 
-The supervisor forks, so it has no threads; and nobody who connects may hold it up. So nothing here waits: a turn
+A supervisor forks, so it has no threads; and nobody who connects may hold it up. So nothing here waits: a turn
 does what can be done at once. A client has a few seconds for its question and for taking the answer, and if too
 many come at once, the one that has been here longest has to go. Each connection serves one request.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ _PATIENCE = 5.0  # seconds, to ask and to take the answer each
 _MOST_CONNECTIONS = 32
 _MOST_BYTES = 8192  # of a request
 _CHUNK = 1 << 16
+_TURN_SECONDS = 1.0  # between two turns, in which those are dismissed who take too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,13 @@ class Answer:
 Page = Callable[[], Answer]
 
 
+def verdict(problems: Sequence[str]) -> Answer:
+    """What a page says that tells whether all is well."""
+    if not problems:
+        return Answer(b"ok\n")
+    return Answer("".join(f"{problem}\n" for problem in problems).encode(), HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 @dataclass(slots=True, eq=False)
 class _Connection:
     socket: socket.socket
@@ -83,6 +92,7 @@ class HttpServer:
     Args:
         address: Where; port 0 takes a free one.
         pages: What there is, by path.
+        setting: The variable that says where, for people to mend it.
 
     Attributes:
         address: With the port that it has.
@@ -91,11 +101,18 @@ class HttpServer:
         SettingsError: If nothing can listen there.
     """
 
-    def __init__(self, address: Address, pages: dict[str, Page]) -> None:
+    def __init__(self, address: Address, pages: dict[str, Page], *, setting: str) -> None:
         self._pages = pages
         self._connections: dict[int, _Connection] = {}
-        self._socket = _listen(address)
+        self._socket = _listen(address, setting)
         self.address = Address(address.host, self._socket.getsockname()[1])
+
+    def wait(self, files: Sequence[int], seconds: float) -> list[int]:
+        """Wait until one of these files can be read, and serve meanwhile; returns those that can."""
+        reading, writing = [*files, *self.reading()], self.writing()
+        readable, writable, _ = select.select(reading, writing, [], min(seconds, _TURN_SECONDS))
+        self.turn([*readable, *writable])
+        return [file for file in readable if file in files]
 
     def reading(self) -> list[int]:
         """The files to wait for until they can be read."""
@@ -104,11 +121,6 @@ class HttpServer:
     def writing(self) -> list[int]:
         """The files to wait for until they can be written."""
         return [number for number, c in self._connections.items() if c.answer is not None]
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether somebody is here, so that a turn is due within a second."""
-        return bool(self._connections)
 
     def turn(self, ready: Sequence[int]) -> None:
         """Do what can be done with the files that are ready."""
@@ -182,7 +194,7 @@ class HttpServer:
         try:
             answer = page()
         except Exception:
-            log.exception("a page of the worker's port can't be made", path=path)
+            log.exception("a page of the port can't be made", path=path)
             answer = _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
         return _encoded(answer, head_only=method == b"HEAD")
 
@@ -207,7 +219,7 @@ def _encoded(answer: Answer, *, head_only: bool = False) -> bytes:
     return head if head_only else head + answer.body
 
 
-def _listen(address: Address) -> socket.socket:
+def _listen(address: Address, setting: str) -> socket.socket:
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -225,6 +237,6 @@ def _listen(address: Address) -> socket.socket:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SettingsError(
             f"nothing can listen on {address}: {reason[:1].lower()}{reason[1:]}; give another address with "
-            "--http or CALLBOARD_WORKER_HTTP"
+            f"--http or {setting}"
         ) from error
     return listening

@@ -7,12 +7,10 @@ the port itself (`HttpServer`).
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,7 +20,7 @@ from prometheus_client.registry import Collector
 from callboard.brokers.base import Broker
 from callboard.loggers import get_logger
 from callboard.metrics.catalogue import SHARED_METRICS, WORKER_METRICS
-from callboard.worker.http_server import Address, Answer, HttpServer
+from callboard.worker.http_server import Address, Answer, HttpServer, verdict
 from callboard.worker.observer import INTERVAL, BrokerSeen, Observer, StoreSeen
 from callboard.worker.pulse import Pulse, PulseMemory, StallDetector
 from callboard.worker.totals import Totals
@@ -120,7 +118,7 @@ class Monitoring:
             SettingsError: If nothing can listen there.
         """
         pages = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
-        self._server = HttpServer(address, pages)
+        self._server = HttpServer(address, pages, setting="CALLBOARD_WORKER_HTTP")
         log.info("the worker's port is open", address=str(self._server.address), pages=" ".join(pages))
 
     def close(self) -> None:
@@ -131,10 +129,7 @@ class Monitoring:
     def wait(self, files: Sequence[int], seconds: float) -> list[int]:
         """Wait until one of these files can be read, and serve the port meanwhile; returns those that can."""
         assert self._server is not None
-        reading, writing = [*files, *self._server.reading()], self._server.writing()
-        readable, writable, _ = select.select(reading, writing, [], min(seconds, _LOOK_EVERY))
-        self._server.turn([*readable, *writable])
-        return readable
+        return self._server.wait(files, min(seconds, _LOOK_EVERY))
 
     # -- for the supervisor ------------------------------------------------------------------------------
 
@@ -197,11 +192,11 @@ class Monitoring:
         without = self._clock() - self._with_process
         if without > _WITHOUT_PROCESS and not self._states.stopping:
             problems.append(f"no process has been ready for {without:.0f} s")
-        return _verdict(problems)
+        return verdict(problems)
 
     def _readyz(self) -> Answer:
         if self._states.stopping:
-            return _verdict(["the worker stops"])
+            return verdict(["the worker stops"])
         ready = [worker for worker in self._states.workers if not worker.leaving]
         problems = []
         if len(ready) < self._processes:
@@ -213,7 +208,7 @@ class Monitoring:
         ]
         if self._observer.broker.get() is None:
             problems.append("the broker can't be reached")
-        return _verdict(problems)
+        return verdict(problems)
 
     # -- the metrics -------------------------------------------------------------------------------------
 
@@ -282,12 +277,6 @@ def _of_store(store: StoreSeen) -> _Samples:
         "callboard_scheduler_up": [((), store.scheduler_lives)],
         "callboard_records_dropped": [((), store.records_dropped)],
     }
-
-
-def _verdict(problems: Sequence[str]) -> Answer:
-    if not problems:
-        return Answer(b"ok\n")
-    return Answer("".join(f"{problem}\n" for problem in problems).encode(), HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class _Told(Collector):

@@ -29,6 +29,7 @@ from callboard.metrics import (
     IN_PROGRESS,
     QUEUE_SECONDS,
     RUN_SECONDS,
+    SCHEDULER_METRICS,
     SHARED_METRICS,
     WORKER_METRICS,
 )
@@ -142,13 +143,16 @@ def test_containers_have_requests_and_limits(objects: tuple[Object, ...]) -> Non
         assert "memory" in resources["limits"]
 
 
-def test_workers_are_probed_at_the_port_that_they_are_told_to_open(objects: tuple[Object, ...]) -> None:
+def test_workers_and_schedulers_are_probed_at_the_port_that_they_are_told_to_open(
+    objects: tuple[Object, ...],
+) -> None:
     settings = of_kind(objects, "ConfigMap")[0]["data"]
-    port = int(settings["CALLBOARD_WORKER_HTTP"].rpartition(":")[2])
-    for name in ("callboard-fast", "callboard-bulk"):
-        [worker] = pods(objects)[name]["containers"]
-        assert worker["ports"] == [{"name": "http", "containerPort": port}]
-        paths = {kind: worker[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    for name, pod in pods(objects).items():
+        [container] = pod["containers"]
+        setting = f"CALLBOARD_{container['args'][0].upper()}_HTTP"
+        port = int(settings[setting].rpartition(":")[2])
+        assert container["ports"] == [{"name": "http", "containerPort": port}], name
+        paths = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
         assert paths == {
             "startup": {"path": "/healthz", "port": "http"},
             "liveness": {"path": "/healthz", "port": "http"},
@@ -243,6 +247,20 @@ def test_compose_mounts_what_is_there_or_what_credentials_makes(compose: Object)
         for source in (*mounted, *service.get("env_file", ())):
             path = Path(source)
             assert (DEPLOY / path).is_file() or (path.parent.name == "secrets" and path.name in made), source
+
+
+def test_compose_has_prometheus_ask_the_port_that_each_service_opens(compose: Object) -> None:
+    [job, *_] = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    [asked] = job["dns_sd_configs"]
+    for name in asked["names"]:
+        service = compose["services"][name]
+        setting = f"CALLBOARD_{service['command'][0].upper()}_HTTP"
+        assert service["environment"][setting] == f"0.0.0.0:{asked['port']}"
+        assert service["expose"] == [str(asked["port"])]
+        assert "healthcheck" not in service, "the image has one"
+    assert set(asked["names"]) == {
+        name for name, service in compose["services"].items() if "9191" in service.get("expose", ())
+    }
 
 
 def test_compose_ends_workers_later_than_their_jobs(compose: Object) -> None:
@@ -361,7 +379,7 @@ def callboard(*arguments: str, **environment: str) -> Any:
 def test_every_setting_is_one_that_callboard_knows() -> None:
     known = {setting["variable"] for setting in callboard("settings")["settings"]}
     found = settings_in_manifests()
-    assert {"CALLBOARD_BROKER_URL", "CALLBOARD_WORKER_HTTP", "CALLBOARD_ENVIRONMENT"} <= found
+    assert {"CALLBOARD_BROKER_URL", "CALLBOARD_SCHEDULER_HTTP", "CALLBOARD_ENVIRONMENT"} <= found
     assert found <= known
 
 
@@ -451,7 +469,7 @@ def test_alerts_ask_for_metrics_that_there_are() -> None:
         f"{name}_{part}" for name in (RUN_SECONDS, QUEUE_SECONDS) for part in ("bucket", "sum", "count")
     }
     known = {IN_PROGRESS, *histograms, *(f"callboard_jobs_{name}_total" for name in COUNTERS)}
-    for name, (kind, *_) in (WORKER_METRICS | SHARED_METRICS).items():
+    for name, (kind, *_) in (WORKER_METRICS | SCHEDULER_METRICS | SHARED_METRICS).items():
         known.add(f"{name}_total" if kind == "counter" else name)
     asked = set(re.findall(r"\bcallboard_\w+", "".join(rule["expr"] for rule in alert_rules())))
     assert asked <= known

@@ -23,7 +23,7 @@ from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver
 from callboard.dead_letter import DeadLetter
 from callboard.envelope import Extras, Headers, Wire
-from callboard.metrics import SHARED_METRICS, WORKER_METRICS, Metrics
+from callboard.metrics import SCHEDULER_METRICS, SHARED_METRICS, WORKER_METRICS, Metrics
 from callboard.retry import RetryPolicy
 from callboard.store import open_store
 from callboard.testing import Jobs, jobs_of
@@ -203,7 +203,7 @@ def test_every_metric_is_listed_and_no_other() -> None:
         f"{family.name}_total" if family.type == "counter" else family.name
         for family in Metrics(CollectorRegistry()).collect()
     }
-    for name, (kind, *_) in {**WORKER_METRICS, **SHARED_METRICS}.items():
+    for name, (kind, *_) in {**WORKER_METRICS, **SCHEDULER_METRICS, **SHARED_METRICS}.items():
         metrics.add(f"{name}_total" if kind == "counter" else name)
     assert {name for name in listed("reference/metrics.md") if name.startswith("callboard_")} == metrics
 

@@ -31,7 +31,7 @@ PAGES: dict[str, Callable[[], Answer]] = {
 
 @pytest.fixture
 def server() -> Iterator[HttpServer]:
-    server = HttpServer(Address("127.0.0.1", 0), PAGES)
+    server = HttpServer(Address("127.0.0.1", 0), PAGES, setting="CALLBOARD_WORKER_HTTP")
     yield server
     server.close()
 
@@ -157,12 +157,12 @@ def test_a_port_in_use_is_refused_with_a_sentence(server: HttpServer) -> None:
         SettingsError,
         match=r"^nothing can listen on 127\.0\.0\.1:\d+: address already in use; give another address",
     ):
-        HttpServer(server.address, PAGES)
+        HttpServer(server.address, PAGES, setting="CALLBOARD_WORKER_HTTP")
 
 
 def test_an_address_that_isn_t_this_machine_s_is_refused_with_a_sentence() -> None:
     with pytest.raises(SettingsError, match=r"^nothing can listen on 192\.0\.2\.1:0: cannot assign"):
-        HttpServer(Address("192.0.2.1", 0), PAGES)
+        HttpServer(Address("192.0.2.1", 0), PAGES, setting="CALLBOARD_WORKER_HTTP")
 
 
 @pytest.mark.parametrize(
