@@ -432,9 +432,10 @@ STAGES: Mapping[str, type[Stage]] = {"file": FileStage, "redis": RedisStage, "ra
 def play(name: str, seed: str, seconds: float, folder: Path, say: Callable[[str], None]) -> Found:
     """One round: faults for so long, then everything has to come to its end."""
     chance = random.Random(seed)
-    began, done = time.monotonic(), list[Fault]()
+    done = list[Fault]()
     with STAGES[name](folder) as stage:
         ticks = stage.begin()
+        began = time.monotonic()
         for number, fault in enumerate(drawn(stage.faults, chance)):
             # How much one fault asks of chance depends on what runs just then, and mustn't change the others.
             stage.chance = random.Random(f"{seed}-{number}")
@@ -516,6 +517,8 @@ def longest_pause(runs: Iterable[list[Run]], faults: list[Fault]) -> tuple[float
     return end - begin, before[-1] if before else "no fault"
 
 
+_FLAWLESS = "nothing was lost, nothing ran twice at once, no tick is missing or double."
+
 # -- the command ------------------------------------------------------------------------------------------
 
 
@@ -539,26 +542,20 @@ def soak(names: Sequence[str], seed: int, seconds: float) -> int:
     print(f"Seed {seed}; to repeat this run: make test-faults ARGS='--seed {seed} --only {','.join(names)}'")
     for number, name in enumerate(itertools.cycle(names)):
         left = end - time.monotonic()
-        if left <= 0 and number >= len(names):  # each driver has its round, however short the time
+        if left <= 0 and number >= len(names):
             break
         title = f"{seed}-{number}-{name}"
         print(f"Round {title}:", flush=True)
         folder = Path(tempfile.mkdtemp(prefix=f"callboard-faults-{title}-"))
-        length = min(ROUND, max(left, 0), seconds / len(names))
+        share = seconds / len(names)  # each driver has that, however long the others took
+        length = min(ROUND, share if number < len(names) else left)
         if not _survived(name, title, length, folder, totals[name]):
             failed.append(f"{title}, its files are in {folder}")
         else:
             shutil.rmtree(folder)
     for name, total in totals.items():
         print(f"\n{name}\n{total}")
-    print(
-        f"\nSeed {seed}: "
-        + (
-            "nothing was lost, nothing ran twice at once, no tick is missing or double."
-            if not failed
-            else "FAILED."
-        )
-    )
+    print(f"\nSeed {seed}: {'FAILED.' if failed else _FLAWLESS}")
     for text in failed:
         print(f"  failed: {text}")
     return 1 if failed else 0
