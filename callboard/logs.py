@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, ExcInfo, Processor
 
 from callboard.context import running_job
 
@@ -32,6 +33,42 @@ def lines_below(logger: Any, method: str, event: EventDict) -> EventDict:
     if below:
         event["exception"] = "\n".join([*below, *filter(None, [event.get("exception")])])
     return event
+
+
+def hide_secrets(logger: Any, method: str, event: EventDict) -> EventDict:
+    """A structlog processor that hides what stands under a name such as `password` or `api_key`."""
+    from callboard.payload import MASK, is_secret_name, mask
+
+    del logger, method
+    for name, value in event.items():
+        if is_secret_name(name):
+            event[name] = MASK if value not in (None, "") else value
+        elif type(value) in (dict, list):
+            event[name] = mask(value)
+    return event
+
+
+def write_out_controls(logger: Any, method: str, event: EventDict) -> EventDict:
+    """A structlog processor for people: what a message or a job says must not drive their terminal."""
+    del logger, method
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = _harmless(value)
+    return event
+
+
+def _plain_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    # structlog's other ways to draw one show the variables of every frame: passwords, what a job was given.
+    whole = io.StringIO()
+    structlog.dev.plain_traceback(whole, exc_info)
+    stream.write(_harmless(whole.getvalue()))
+
+
+def _harmless(text: str) -> str:
+    """A text with its control characters written out, but for the ends of lines and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +106,12 @@ def configure_logging(*, level: str = "info", style: str = "auto", successes: bo
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        hide_secrets,
     ]
     renderers: list[Processor]
     if style == "console":
-        # Its own way to draw a traceback shows the variables of every frame: passwords, what a job was given.
-        plain = structlog.dev.plain_traceback
-        renderers = [lines_below, structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=plain)]
+        drawn = structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=_plain_traceback)
+        renderers = [write_out_controls, lines_below, drawn]
     else:
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

@@ -75,8 +75,10 @@ def _tell(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from callboard.cli.output import printable  # costs time, and few commands fail
+
     code, sentence = explain(error)
-    sys.stderr.write(f"callboard: {sentence}\n")
+    sys.stderr.write(f"callboard: {printable(sentence, keep_lines=True)}\n")
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import dramatiq
 import pytest
@@ -34,6 +35,42 @@ def test_a_logged_exception_does_not_tell_the_variables_of_its_frames(
     assert told.count("the door stays shut") >= 2
     assert told.count("sign_in(password)") == 2
     assert password not in told
+
+
+def fail_with(text: str) -> None:
+    raise ConnectionError(text)
+
+
+EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\u202egnp"
+
+
+def test_what_is_logged_does_not_drive_a_persons_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(style="console")
+    log = get_logger("callboard.tests")
+    log.warning("a job says", text=f"Grüße\n{EVIL}")
+    log.warning(EVIL)
+    logging.getLogger(f"named{EVIL}").warning("it says %s", EVIL)
+    try:
+        fail_with(EVIL)
+    except ConnectionError as error:
+        log.exception("it failed", error=str(error))
+    told = re.sub(r"\x1b\[[0-9]*m", "", capsys.readouterr().err)  # the renderer's own colours
+    assert told.count("title\\x07\\x1b[2J\\x9b31m\\u202egnp") >= 6
+    assert "Grüße\n" in told
+    assert [c for c in told if not c.isprintable() and c != "\n"] == []
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_what_is_named_like_a_secret_is_not_logged(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(style=style)
+    log = get_logger("callboard.tests")
+    log.warning(
+        "signing in", password="hunter2", user="ada", to={"api_key": "hunter2", "host": "example.org"}
+    )
+    told = capsys.readouterr().err
+    assert "hunter2" not in told
+    assert "ada" in told
+    assert "example.org" in told
 
 
 def test_a_text_of_several_lines_stands_below_the_line() -> None:

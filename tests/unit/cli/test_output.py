@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from callboard import State
-from callboard.cli import output
+from callboard.cli import exits, output
 from callboard.cli.output import Column
+from callboard.errors import JobNotFound
 
 ID = "01a1ffdf-cb33-78f5-a31b-273e3917f594"
 COLUMNS = [
@@ -104,3 +105,12 @@ def test_every_state_has_a_colour() -> None:
         shown = output.state(state)
         assert isinstance(shown, Text)
         assert shown.style
+
+
+def test_a_failures_sentence_does_not_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise JobNotFound("there is no job \x1b[2J\x9b31m")
+
+    with pytest.raises(SystemExit):
+        exits.run(fail)
+    assert capsys.readouterr().err == "callboard: there is no job �[2J�31m\n"
