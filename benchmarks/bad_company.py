@@ -29,72 +29,16 @@ from callboard.brokers import open_driver
 from callboard.brokers.driver import Outgoing
 
 MALFORMED = 1_000
-BAD = ("die", "hang", "hold_the_gil", "eat_memory", "flood_the_log")
+BAD = ("die", "hang", "hold-the-gil-for-ever", "eat-memory", "flood-the-log")
 GATE = 0.5
 _PATIENCE = 300.0
 _ROOT = Path(__file__).parents[1]
-
-_APP = """
-import ctypes
-import os
-import time
-from datetime import timedelta
-
-from callboard import ActorDecorator, Isolation, current_job
-from callboard.brokers import open_driver
-from callboard.brokers.base import Broker
-from callboard.store import open_store
-from middleware import stack
-
-FOLDER = os.environ["COMPANY_FOLDER"]
-store = open_store(f"file:{FOLDER}")
-broker = Broker(open_driver(f"file:{FOLDER}"), store=store, middleware=stack(store), one_host=True)
-actor = ActorDecorator(broker)
-LIMIT = timedelta(seconds=3)
-
-
-@actor(category="jobs", retries=0)
-def work() -> None:
-    time.sleep(0.05)
-    descriptor = os.open(f"{FOLDER}/done", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(descriptor, b".")
-    os.close(descriptor)
-
-
-@actor(category="jobs", retries=0)
-def die() -> None:
-    os._exit(9)
-
-
-@actor(category="jobs", retries=0, isolated=True, time_limit=LIMIT)
-def hang() -> None:
-    time.sleep(3_600)
-
-
-@actor(category="jobs", retries=0, isolated=True, time_limit=LIMIT)
-def hold_the_gil() -> None:
-    ctypes.PyDLL(None).sleep(3_600)
-
-
-@actor(category="jobs", retries=0, isolated=Isolation(memory="300MiB"))
-def eat_memory() -> None:
-    eaten = []
-    while True:
-        eaten.append(bytearray(16 * 1024 * 1024))
-        time.sleep(0.01)
-
-
-@actor(category="jobs", retries=0)
-def flood_the_log() -> None:
-    for number in range(5_000):
-        current_job().log.warning("a line", number=number)
-"""
 
 
 def message(actor: str) -> Outgoing:
     job: dramatiq.Message[Any] = dramatiq.Message(
         queue_name="jobs.medium",
-        actor_name=actor.replace("_", "-"),
+        actor_name=actor,
         args=(),
         kwargs={},
         options={"callboard": {"v": 1}},
@@ -113,7 +57,6 @@ def company() -> list[Outgoing]:
 def rate(jobs: int, bad: list[Outgoing]) -> float:
     """Good jobs a second, from their sending to the last one's end."""
     with tempfile.TemporaryDirectory(prefix="callboard-company-") as folder:
-        Path(folder, "company_app.py").write_text(_APP)
         done = Path(folder, "done")
         with closing(open_driver(f"file:{folder}")) as driver, _worker(folder) as worker:
             try:
@@ -133,12 +76,18 @@ def rate(jobs: int, bad: list[Outgoing]) -> float:
 
 def _worker(folder: str) -> subprocess.Popen[bytes]:
     callboard = str(Path(sys.executable).with_name("callboard"))
+    environment = {
+        "PYTHONPATH": str(_ROOT),
+        "CALLBOARD_BROKER_URL": f"file:{folder}",
+        "CALLBOARD_STORE_URL": f"file:{folder}",
+        "CALLBOARD_ONE_HOST": "1",
+        "COMPANY_DONE": f"{folder}/done",
+    }
     options = ("worker", "--queues", "jobs.*", "--processes", "2", "--threads", "4")
-    path = os.pathsep.join((folder, str(_ROOT)))
     return subprocess.Popen(
-        [callboard, "--module", "company_app", *options],
+        [callboard, "--module", "benchmarks.apps.company", *options],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": path, "COMPANY_FOLDER": folder},
+        env=os.environ | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 
 import dramatiq
 
+from callboard import envelope
 from callboard.brokers import open_driver
-from callboard.brokers.driver import Driver, QueueCounts
+from callboard.brokers.driver import Driver, Outgoing, QueueCounts
 from callboard.store import open_store
 from callboard.store.base import Store
 from tests.patience import until as until
@@ -176,11 +177,10 @@ class App:
 
     def send(self, actor: str, *, priority: str = "medium", **payload: Any) -> str:
         """Queue a job; returns its id."""
-        driver = self.open_driver()
-        try:
-            return _send(driver, actor, priority, payload)
-        finally:
-            driver.close()
+        job = outgoing(actor, priority, **payload)
+        with closing(self.open_driver()) as driver:
+            driver.put([job], deadline=PATIENCE)
+        return job.job_id
 
     def notes(self, kind: str | None = None) -> list[list[str]]:
         """What jobs have noted: the words, the job's id, the process, the attempt."""
@@ -197,11 +197,9 @@ class App:
         return open_store(f"file:{self.folder / 'var'}")
 
     def counts(self, queue: str = "jobs.medium") -> QueueCounts:
-        driver = self.open_driver()
-        try:
-            return driver.counts([queue])[queue]
-        finally:
-            driver.close()
+        with closing(self.open_driver()) as driver:
+            counts: QueueCounts = driver.counts([queue])[queue]
+            return counts
 
     def close(self) -> None:
         for worker in self.workers:
@@ -209,10 +207,8 @@ class App:
         self.store.close()
 
 
-def _send(driver: Any, actor: str, priority: str, payload: dict[str, Any]) -> str:
-    from callboard import envelope
-    from callboard.brokers.driver import Outgoing
-
+def outgoing(actor: str, priority: str = "medium", **payload: Any) -> Outgoing:
+    """A job of the application, by its actor's name."""
     message: dramatiq.Message[Any] = dramatiq.Message(
         queue_name=f"jobs.{priority}",
         actor_name=actor,
@@ -222,10 +218,7 @@ def _send(driver: Any, actor: str, priority: str, payload: dict[str, Any]) -> st
         message_id=envelope.new_job_id(),
         message_timestamp=int(time.time() * 1000),
     )
-    driver.put(
-        [Outgoing(message.queue_name, envelope.encode(message), message.message_id)], deadline=PATIENCE
-    )
-    return message.message_id
+    return Outgoing(message.queue_name, envelope.encode(message), message.message_id)
 
 
 class SupervisedWorker:
@@ -294,7 +287,7 @@ class SupervisedWorker:
 
     def end(self) -> None:
         """Kill whatever is left of it."""
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
 

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import dramatiq
 import pytest
 
-from callboard import dead_letter, envelope
+from callboard import dead_letter
 from callboard.brokers.base import Broker
 from callboard.brokers.driver import Driver, Outgoing
 from callboard.operations import Operations
@@ -22,80 +20,22 @@ from callboard.servers import PrivateRabbitmq, PrivateRedis
 from callboard.states import State, order
 from callboard.store.base import Change
 from tests.patience import until
-from tests.supervised import App
+from tests.supervised import App, outgoing
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolated jobs need Linux")
 
-GOOD, MALFORMED, LINES = 1_000, 1_000, 5_000
+GOOD, MALFORMED = 1_000, 1_000
 PATIENCE = 60.0
 
 #: What dies, and what is said of it.
 DEADLY = {
     "die": "poison: 3 runs took their worker down",
-    "hang": "it ran longer than its limit of 1 s",
-    "hold-the-gil-for-ever": "it ran longer than its limit of 1 s",
+    "hang": "it ran longer than its limit of 3 s",
+    "hold-the-gil-for-ever": "it ran longer than its limit of 3 s",
     "eat-memory": "limit",
 }
 #: What is a nuisance, and succeeds.
 HARMLESS = ("hold-the-gil", "flood-the-log")
-
-_BAD = f'''
-"""Jobs that do their worst."""
-import ctypes
-import os
-import time
-from datetime import timedelta
-
-from broker import actor
-from callboard import Isolation, current_job
-
-
-@actor(category="jobs", retries=0)
-def die() -> None:
-    os._exit(9)
-
-
-@actor(category="jobs", retries=0, isolated=True, time_limit=timedelta(seconds=1))
-def hang() -> None:
-    time.sleep(3_600)
-
-
-@actor(category="jobs", retries=0)
-def hold_the_gil() -> None:
-    ctypes.PyDLL(None).usleep(2_000_000)
-
-
-@actor(category="jobs", retries=0, isolated=True, time_limit=timedelta(seconds=1))
-def hold_the_gil_for_ever() -> None:
-    ctypes.PyDLL(None).sleep(3_600)
-
-
-@actor(category="jobs", retries=0, isolated=Isolation(memory="300MiB"))
-def eat_memory() -> None:
-    eaten = []
-    while True:
-        eaten.append(bytearray(16 * 1024 * 1024))
-        time.sleep(0.01)
-
-
-@actor(category="jobs", retries=0)
-def flood_the_log() -> None:
-    for number in range({LINES}):
-        current_job().log.warning("a line", number=number)
-'''
-
-
-def outgoing(actor: str) -> Outgoing:
-    message: dramatiq.Message[Any] = dramatiq.Message(
-        queue_name="jobs.medium",
-        actor_name=actor,
-        args=(),
-        kwargs={},
-        options={"callboard": {"v": 1}},
-        message_id=envelope.new_job_id(),
-        message_timestamp=int(time.time() * 1000),
-    )
-    return Outgoing(message.queue_name, envelope.encode(message), message.message_id)
 
 
 def queued(job: Outgoing) -> Change:
@@ -158,7 +98,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def aftermath(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
     app = App(tmp_path_factory.mktemp("company"), url)
-    app.write("actors/bad.py", _BAD)
+    app.write("actors/bad.py", "import benchmarks.apps.bad_jobs\n")
     good = [outgoing("quick") for _ in range(GOOD)]
     bad = {actor: outgoing(actor) for actor in (*DEADLY, *HARMLESS)}
     mixed = [one for number, job in enumerate(good) for one in (job, malformed(number))]
