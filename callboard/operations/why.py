@@ -50,6 +50,9 @@ class Evidence:
     control: Control | None = None
     lease: str = ""  # which worker has the job's lease, where jobs have one, as 'host:pid' of its supervisor
     workers: list[Heartbeat] = field(default_factory=list)
+    declared: frozenset[str] = (
+        frozenset()
+    )  # the queues of the application's actors, as far as they could be loaded
     dropped: Mapping[str, int] = field(default_factory=dict)
     store_error: str = ""
     broker_error: str = ""
@@ -83,6 +86,7 @@ def can_locate(driver: Driver) -> bool:
 def gather(broker: Broker, job_id: str) -> Evidence:
     """Ask the store and the broker. What is away shows in the evidence, and raises nothing."""
     evidence = Evidence(job_id=job_id, now=broker.clock(), locatable=can_locate(broker.driver))
+    evidence.declared = frozenset(broker.queues)
     evidence.leased = broker.store is not None and not broker.driver.claims_are_leases
     store = broker.store
     if store is None:
@@ -230,8 +234,13 @@ def _obstacle(e: Evidence) -> str:
     if e.control is not None and queue in e.control.paused:
         return f", which is paused; 'callboard queues resume {queue}' lets it go"
     if not consumers and not (e.counts is not None and e.counts.consumers):
-        pattern = f"{queues.category_of(queue)}.*"
-        return f", and no worker consumes that queue; start one: callboard worker --queues '{pattern}'"
+        category = queues.category_of(queue)
+        if e.declared and queue not in e.declared:
+            return (
+                ", and no worker consumes that queue, for no actor here has it: declare one with "
+                f"category='{category}' until nothing waits there, or throw that away: callboard queues purge {queue}"
+            )
+        return f", and no worker consumes that queue; start one: callboard worker --queues '{category}.*'"
     return _behind(e, consumers)
 
 

@@ -75,6 +75,16 @@ def test_no_worker_consumes_its_queue(operations: Operations, deliver: Any, jobs
     assert why.facts["workers"] == 0
 
 
+def test_its_category_is_no_more(operations: Operations, deliver: Any, jobs: Jobs) -> None:
+    jobs.broker.driver.put([Outgoing("mail.high", b"{}", "left")], deadline=1)
+    _write(jobs, "left", State.QUEUED, queue="mail.high")
+
+    assert operations.why("left").sentence == (
+        "Queued for a moment in mail.high, and no worker consumes that queue, for no actor here has it: declare one "
+        "with category='mail' until nothing waits there, or throw that away: callboard queues purge mail.high."
+    )
+
+
 def test_its_queue_is_paused(operations: Operations, deliver: Any, jobs: Jobs) -> None:
     job_id = deliver.send(to="x").message_id
     operations.queues.pause("post.high")
