@@ -294,10 +294,10 @@ def _running(e: Evidence, record: Record) -> str:
         progress = f", {record.progress:.0%} done"
     if record.progress_note:
         progress += f" ({record.progress_note})"
-    return (
-        f"running for {span(e.now - since)} ({run}since {clock(since)}) on worker {record.worker}"
-        f"{progress}{_life(e, record.worker)}{cancel}"
-    )
+    running = f"running for {span(e.now - since)} ({run}since {clock(since)})"
+    if not record.worker:  # the start is not recorded, but what the run has told since
+        return f"{running}{progress}; on which worker was not recorded{cancel}"
+    return f"{running} on worker {record.worker}{progress}{_life(e, record.worker)}{cancel}"
 
 
 def _life(e: Evidence, worker: str) -> str:

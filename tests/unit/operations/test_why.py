@@ -240,6 +240,13 @@ def test_it_runs(operations: Operations, actor: ActorDecorator, jobs: Jobs) -> N
     assert why.facts["worker_alive"] is False
 
 
+def test_it_runs_on_a_worker_that_was_not_recorded(operations: Operations, jobs: Jobs) -> None:
+    _write(jobs, "r1", State.RUNNING, progress=0.4, started_at=jobs.clock())
+    jobs.broker.driver.put([Outgoing("post.high", b"", "r1")], deadline=1)
+
+    assert operations.why("r1").sentence.endswith(", 40% done; on which worker was not recorded.")
+
+
 def test_it_runs_on_a_worker_that_lives(operations: Operations, jobs: Jobs) -> None:
     _write(jobs, "r1", State.RUNNING, started_at=jobs.clock(), attempt=2, worker=WORKER)
     jobs.broker.driver.put([Outgoing("post.high", b"", "r1")], deadline=1)
