@@ -24,7 +24,6 @@ from callboard.brokers import open_driver
 from callboard.brokers.driver import Driver, Outgoing, QueueCounts
 from callboard.store import open_store
 from callboard.store.base import Store
-from tests.patience import until as until
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
 _ROOT = Path(__file__).parents[1]

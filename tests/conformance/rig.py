@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -36,20 +35,12 @@ from callboard.store.base import Record, Store
 from callboard.store.control import ControlWatch
 from callboard.worker.worker import Worker
 from middleware import stack
+from tests.patience import until
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
 LULL = 0.2  # seconds in which nothing is expected
 
 _numbers = count(1)
-
-
-def eventually(holds: Callable[[], Any]) -> Any:
-    """Wait until something holds; returns it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := holds()):
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
-    return found
 
 
 class Crew(ABC):
@@ -259,7 +250,7 @@ class Rig:
     def letters(self, count: int = 1) -> list[DeadLetter]:
         """The dead letters, when there are so many."""
         name = dead_queue(self.category)
-        eventually(lambda: self.ready(name) >= count)
+        until(lambda: self.ready(name) >= count)
         letters = [dead_letter.decode(stored.body) for stored in self.broker.driver.peek(name)]
         assert len(letters) == count
         return letters
@@ -274,7 +265,7 @@ class Rig:
             ]
             return [(body, reason) for body, reason in found if reason.startswith(f"from {self.category}.")]
 
-        found: list[tuple[bytes, str]] = eventually(lambda: len(own()) >= count and own())
+        found: list[tuple[bytes, str]] = until(lambda: len(own()) >= count and own())
         assert len(found) == count
         return found
 
@@ -301,7 +292,7 @@ class Rig:
             record = self.record(job)
             return record if record is not None and record.state is state else None
 
-        found: Record = eventually(there)
+        found: Record = until(there)
         return found
 
     def starts(self, job: Message[Any]) -> list[Start]:

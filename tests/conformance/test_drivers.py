@@ -29,6 +29,7 @@ from callboard.brokers.driver import (
     Verdict,
 )
 from callboard.servers import PrivateRabbitmq, PrivateRedis
+from tests.patience import until
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
 LULL = 0.3  # seconds in which nothing is expected
@@ -141,7 +142,7 @@ def _memory_alarm(node: PrivateRabbitmq, driver: Driver) -> Iterator[None]:
 
     node.set_memory_alarm(True)
     try:
-        eventually(believed)
+        until(believed)
         yield
     finally:
         node.set_memory_alarm(False)
@@ -203,13 +204,6 @@ def finish(intake: Intake, deliveries: list[Delivery]) -> None:
     for delivery in deliveries:
         intake.ack(delivery)
     assert intake.flush(PATIENCE)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 # --- put and fetch
@@ -359,7 +353,7 @@ def test_acks_are_applied_without_another_fetch(subject: Subject, driver: Driver
     for delivery in take(intake, 2):
         intake.ack(delivery)
     if subject.counts_all:
-        eventually(lambda: subject.driver().counts(["mail.high"])["mail.high"].claimed == 0)
+        until(lambda: subject.driver().counts(["mail.high"])["mail.high"].claimed == 0)
     assert intake.flush(PATIENCE)
 
 
@@ -699,7 +693,7 @@ def test_counts_tell_ready_claimed_and_delayed(subject: Subject, driver: Driver)
         message(9, "mail.low"),
     )
     asker = subject.driver()
-    eventually(lambda: asker.counts(["mail.high"])["mail.high"].ready == 5)
+    until(lambda: asker.counts(["mail.high"])["mail.high"].ready == 5)
     if not subject.counts_all:
         return
     intake = subject.intake(driver, "mail.high", budget=2)
@@ -721,13 +715,13 @@ def test_counts_tell_for_how_long_the_oldest_has_been_ready(subject: Subject, dr
     put(driver, message(1), message(9, delay=3600.0))
     after = time.time()
     put(driver, message(2))
-    eventually(lambda: asker.counts(["mail.high"])["mail.high"].ready == 2)
+    until(lambda: asker.counts(["mail.high"])["mail.high"].ready == 2)
     asked, age, told = time.time(), oldest(), time.time()
     if age is None:
         return  # it can't tell
     assert asked - after - 0.01 <= age <= told - before + 0.01
     take(subject.intake(driver, "mail.high"), 2)
-    eventually(lambda: oldest() == 0.0)
+    until(lambda: oldest() == 0.0)
 
 
 def test_counts_tell_how_many_consume(subject: Subject, driver: Driver) -> None:
@@ -737,10 +731,10 @@ def test_counts_tell_how_many_consume(subject: Subject, driver: Driver) -> None:
     first.fetch(1, 0.0)
     second.fetch(1, 0.0)
     asker = subject.driver()
-    eventually(lambda: asker.counts(["mail.high"])["mail.high"].consumers == 2)
-    eventually(lambda: asker.counts(["mail.low"])["mail.low"].consumers == 1)
+    until(lambda: asker.counts(["mail.high"])["mail.high"].consumers == 2)
+    until(lambda: asker.counts(["mail.low"])["mail.low"].consumers == 1)
     second.close()
-    eventually(lambda: asker.counts(["mail.high"])["mail.high"].consumers == 1)
+    until(lambda: asker.counts(["mail.high"])["mail.high"].consumers == 1)
 
 
 def test_purge_drops_what_is_ready_and_leaves_what_is_claimed(subject: Subject, driver: Driver) -> None:
@@ -765,7 +759,7 @@ def test_purging_a_queue_that_does_not_exist_drops_nothing(driver: Driver) -> No
 
 def test_peek_shows_the_first_and_leaves_them(subject: Subject, driver: Driver) -> None:
     put(driver, *(message(n, "mail.dead") for n in range(10)))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 10)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 10)
     assert numbers(driver.peek("mail.dead", 3)) == [0, 1, 2]
     assert sorted(numbers(take(subject.intake(driver, "mail.dead"), 10))) == list(range(10))
 
@@ -779,7 +773,7 @@ def test_ping_finds_a_driver_that_works(driver: Driver) -> None:
 
 def test_a_walk_keeps_moves_and_discards(subject: Subject, driver: Driver) -> None:
     put(driver, *(message(n, "mail.dead", headers=b"h%d" % n) for n in range(30)))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 30)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 30)
 
     def decide(found: StoredMessage) -> Outgoing | Verdict:
         number = int(found.body)
@@ -810,7 +804,7 @@ def test_a_walk_over_an_empty_queue_sees_nothing(driver: Driver) -> None:
 
 def test_kept_messages_stay_in_order(subject: Subject, driver: Driver) -> None:
     put(driver, *(message(n, "mail.dead") for n in range(20)))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 20)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 20)
     for _ in range(2):
         assert driver.walk("mail.dead", lambda found: Verdict.KEEP).kept == 20
     assert numbers(take(subject.intake(driver, "mail.dead"), 20)) == list(range(20))
@@ -818,7 +812,7 @@ def test_kept_messages_stay_in_order(subject: Subject, driver: Driver) -> None:
 
 def test_a_walk_moves_into_the_future_and_into_its_own_queue(subject: Subject, driver: Driver) -> None:
     put(driver, message(1, "mail.dead"), message(2, "mail.dead"))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 2)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 2)
     shown: list[int] = []
 
     def decide(found: StoredMessage) -> Outgoing:
@@ -836,7 +830,7 @@ def test_a_walk_moves_into_the_future_and_into_its_own_queue(subject: Subject, d
 
 def test_what_comes_during_a_walk_is_not_shown(subject: Subject, driver: Driver) -> None:
     put(driver, *(message(n, "mail.dead") for n in range(5)))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 5)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 5)
     other = subject.driver()
     shown: list[int] = []
 
@@ -852,7 +846,7 @@ def test_what_comes_during_a_walk_is_not_shown(subject: Subject, driver: Driver)
 
 def test_a_walk_that_fails_loses_nothing(subject: Subject, driver: Driver) -> None:
     put(driver, *(message(n, "mail.dead") for n in range(40)))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 40)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 40)
 
     def decide(found: StoredMessage) -> Outgoing | Verdict:
         number = int(found.body)
@@ -862,7 +856,7 @@ def test_a_walk_that_fails_loses_nothing(subject: Subject, driver: Driver) -> No
 
     with pytest.raises(ZeroDivisionError):
         driver.walk("mail.dead", decide)
-    eventually(lambda: sum(c.ready for c in driver.counts(["mail.dead", "mail.high"]).values()) >= 40)
+    until(lambda: sum(c.ready for c in driver.counts(["mail.dead", "mail.high"]).values()) >= 40)
     intake = subject.intake(driver, "mail.dead", "mail.high")
     seen: list[int] = []  # some may be there twice
 
@@ -870,12 +864,12 @@ def test_a_walk_that_fails_loses_nothing(subject: Subject, driver: Driver) -> No
         seen.extend(numbers(intake.fetch(100, 0.1)))
         return set(seen) == set(range(40))
 
-    eventually(all_seen)
+    until(all_seen)
 
 
 def test_two_walks_over_one_queue_never_overlap(subject: Subject, driver: Driver) -> None:
     put(driver, *(message(n, "mail.dead") for n in range(60)))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 60)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 60)
     order: list[str] = []
     both = threading.Barrier(2)
 
@@ -902,7 +896,7 @@ def test_two_walks_over_one_queue_never_overlap(subject: Subject, driver: Driver
 def test_walks_over_two_queues_may_overlap(subject: Subject, driver: Driver) -> None:
     put(driver, message(1, "mail.dead"), message(2, "billing.dead"))
     queues = ["mail.dead", "billing.dead"]
-    eventually(lambda: [c.ready for c in driver.counts(queues).values()] == [1, 1])
+    until(lambda: [c.ready for c in driver.counts(queues).values()] == [1, 1])
     inside = threading.Barrier(2)
 
     def decide(found: StoredMessage) -> Verdict:
@@ -914,7 +908,7 @@ def test_walks_over_two_queues_may_overlap(subject: Subject, driver: Driver) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    eventually(lambda: [c.ready for c in driver.counts(queues).values()] == [0, 0])
+    until(lambda: [c.ready for c in driver.counts(queues).values()] == [0, 0])
 
 
 # --- failing and closing
@@ -1046,7 +1040,7 @@ def test_what_a_killed_sender_has_put_is_there(subject: Subject, driver: Driver)
                 sent.add(pipe.recv())
         except EOFError:
             pass
-    eventually(lambda: driver.counts(["mail.high"])["mail.high"].ready >= len(sent))
+    until(lambda: driver.counts(["mail.high"])["mail.high"].ready >= len(sent))
     ready = driver.counts(["mail.high"])["mail.high"].ready
     found = numbers(take(subject.intake(driver, "mail.high", budget=2000), ready))
     assert sent <= set(found)
@@ -1056,12 +1050,12 @@ def test_what_a_killed_sender_has_put_is_there(subject: Subject, driver: Driver)
 @pytest.mark.usefixtures("processes")
 def test_a_walk_that_is_killed_loses_nothing_and_blocks_nobody(subject: Subject, driver: Driver) -> None:
     put(driver, *(message(n, "mail.dead") for n in range(100)))
-    eventually(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 100)
+    until(lambda: driver.counts(["mail.dead"])["mail.dead"].ready == 100)
     with child(_walk_and_hang, subject.open, 70) as (process, pipe):
         assert pipe.poll(PATIENCE)
         pipe.recv()
         kill(process)
-    eventually(lambda: sum(c.ready for c in driver.counts(["mail.dead", "mail.high"]).values()) >= 100)
+    until(lambda: sum(c.ready for c in driver.counts(["mail.dead", "mail.high"]).values()) >= 100)
     kept: list[int] = []
 
     def decide(found: StoredMessage) -> Verdict:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from callboard import ConcurrencyLimit, RateLimit, State
 from callboard.errors import StoreUnavailable
-from tests.conformance.rig import PATIENCE, Rig, eventually
-from tests.conformance.test_brokers import plain_tracebacks, rig, rigs, shared_vhost
+from tests.conformance.rig import PATIENCE, Rig
+from tests.patience import until
 
-__all__ = ["plain_tracebacks", "rig", "rigs", "shared_vhost"]  # pytest finds fixtures by the module's names
+pytestmark = pytest.mark.usefixtures("plain_tracebacks")
 
 
 def test_a_cancelled_run_that_does_not_look_is_interrupted(rig: Rig) -> None:
@@ -95,7 +97,7 @@ def test_while_the_store_is_away_jobs_with_a_rate_wait_and_others_run(rig: Rig, 
     waiting, running = call.send(), free.send()
     rig.start()
     rig.reaches(running, State.SUCCEEDED)
-    eventually(lambda: (r := rig.record(waiting)) is not None and r.reason.startswith("waits for the store"))
+    until(lambda: (r := rig.record(waiting)) is not None and r.reason.startswith("waits for the store"))
     away.clear()
     rig.reaches(waiting, State.SUCCEEDED)
     rig.finish()
@@ -140,7 +142,7 @@ def test_who_waits_for_a_place_holds_no_thread_and_says_so(rig: Rig) -> None:
     rig.start(threads=2)
     assert started.wait(PATIENCE)
     second = hold.send()
-    eventually(
+    until(
         lambda: (r := rig.record(second)) is not None and r.reason == f"waits for the place of {rig.category}"
     )
     rig.reaches(free.send(), State.SUCCEEDED)

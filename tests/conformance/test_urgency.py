@@ -11,10 +11,11 @@ import pytest
 
 from callboard import Priority
 from callboard.worker.worker import Worker
-from tests.conformance.rig import PATIENCE, OwnCrew, Rig, dismantle, eventually, make_rig
-from tests.conformance.test_brokers import DRIVERS, plain_tracebacks, shared_vhost
+from tests.conformance.drivers import DRIVERS
+from tests.conformance.rig import PATIENCE, OwnCrew, Rig, dismantle, make_rig
+from tests.patience import until
 
-__all__ = ["plain_tracebacks", "shared_vhost"]  # fixtures
+pytestmark = pytest.mark.usefixtures("plain_tracebacks")
 
 _BACKLOG = 300
 #: Of every eight claims one takes the oldest, where messages are claimed and where threads take them; and RabbitMQ's
@@ -45,7 +46,7 @@ class Turns:
         """Let so many end, and wait until as many others have started."""
         wanted = len(self.started) + count
         self._ends.release(count)
-        eventually(lambda: len(self.started) >= wanted)
+        until(lambda: len(self.started) >= wanted)
 
     def let_go(self) -> None:
         self._ends.release(10_000)
@@ -62,9 +63,9 @@ def test_a_critical_job_is_next_however_many_low_ones_wait(rig: Rig, turns: Turn
     turns.actor.using(priority=Priority.LOW).send_many([{"name": "low"}] * _BACKLOG)
     crew: Any = rig.start(threads=2)
     assert isinstance(crew, OwnCrew)
-    eventually(lambda: len(turns.started) == 2)
+    until(lambda: len(turns.started) == 2)
     turns.end(30)  # at once: so it takes them for short, and claims some ahead
-    eventually(lambda: _is_settled(crew._worker))
+    until(lambda: _is_settled(crew._worker))
     before = len(turns.started)
     turns.actor.using(priority=Priority.CRITICAL).send("critical")
     for _ in range(_TURNS):
@@ -82,7 +83,7 @@ def test_a_low_job_is_never_left_behind_by_an_endless_stream_of_urgent_ones(rig:
     turns.actor.using(priority=Priority.LOW).send("low")
     turns.actor.using(priority=Priority.CRITICAL).send_many([{"name": "critical"}] * _BACKLOG)
     rig.start(threads=1)
-    eventually(lambda: turns.started)
+    until(lambda: turns.started)
     for _ in range(30):
         turns.end()
     assert turns.started[:31].count("low") == 1

@@ -17,7 +17,8 @@ import pytest
 from callboard.store import open_store
 from callboard.store.base import Store
 from callboard.store.slots import TOLERANCE
-from tests.supervised import App, SupervisedWorker, app_in, until
+from tests.patience import until
+from tests.supervised import App, SupervisedWorker, app_in
 
 PATIENCE = 60.0  # seconds that an event may take on a slow machine
 HOLD = 6.0  # seconds; a renewal may be late by four

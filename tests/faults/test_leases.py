@@ -16,7 +16,8 @@ from callboard import State
 from callboard.servers import PrivateRabbitmq, PrivateRedis
 from callboard.store import open_store
 from callboard.store.leases import LEASE, lease_owner
-from tests.supervised import App, SupervisedWorker, app_in, is_alive, until
+from tests.patience import until
+from tests.supervised import App, SupervisedWorker, app_in, is_alive
 
 PATIENCE = 90.0
 #: RabbitMQ notices within two heartbeats that a worker is silent.

@@ -19,6 +19,7 @@ from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.errors import BrokerUnavailable
 from callboard.servers import PrivateRabbitmq
 from callboard.servers.proxy import FaultProxy
+from tests.patience import until
 
 PATIENCE = 30.0
 
@@ -61,13 +62,6 @@ def numbers(deliveries: list[Delivery]) -> list[int]:
     return [int(delivery.body) for delivery in deliveries]
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
-
-
 def ready(driver: RabbitmqDriver, queue: str = "mail.high") -> int:
     return driver.counts([queue])[queue].ready
 
@@ -84,7 +78,7 @@ def test_an_ack_from_before_a_reconnect_acks_no_other_message(
     hand = intake(driver, "mail.high", budget=4)
     held = take(hand, 4)
     rabbitmq.close_all_connections()
-    eventually(lambda: not any(hand.holds(delivery) for delivery in held))
+    until(lambda: not any(hand.holds(delivery) for delivery in held))
     again = take(hand, 4)
     assert sorted(numbers(again)) == [0, 1, 2, 3]
     for delivery in held:  # the jobs go on, and end now
@@ -93,7 +87,7 @@ def test_an_ack_from_before_a_reconnect_acks_no_other_message(
     assert hand.flush(PATIENCE)
     assert all(hand.holds(delivery) for delivery in again)
     hand.close()
-    eventually(lambda: ready(driver) == 8)
+    until(lambda: ready(driver) == 8)
     other = intake(driver, "mail.high")
     assert sorted(numbers(take(other, 8))) == list(range(8))
 
@@ -106,7 +100,7 @@ def test_deliveries_that_were_not_fetched_when_the_connection_closed_come_once(
     hand = intake(driver, "mail.high")
     first = take(hand, 1)  # the other 49 are here too, unfetched
     rabbitmq.close_all_connections()
-    eventually(lambda: not hand.holds(first[0]))
+    until(lambda: not hand.holds(first[0]))
     came = take(hand, 50)
     assert sorted(numbers(came)) == list(range(50))
     assert all(hand.holds(delivery) for delivery in came)
@@ -138,7 +132,7 @@ def test_only_what_was_fetched_comes_as_redelivered_after_a_closed_connection(
     hand = intake(driver, "mail.high")
     held = take(hand, 3)
     rabbitmq.close_all_connections()
-    eventually(lambda: not hand.holds(held[0]))
+    until(lambda: not hand.holds(held[0]))
     came = take(hand, 10)
     assert sorted(int(delivery.body) for delivery in came if delivery.redelivered) == [0, 1, 2]
 
@@ -165,14 +159,14 @@ def test_everything_ends_through_three_reconnects(
             driver.put([message(n, "mail.high" if n % 2 else "mail.low")], deadline=10.0)
             if n % 300 == 150:
                 rabbitmq.close_all_connections()
-    eventually(lambda: len(acked) == 900)
+    until(lambda: len(acked) == 900)
     stop.set()
     worker.join()
     assert hand.flush(PATIENCE)
     # An ack that was on its way when the connection closed is lost, and its message comes again.
     assert sum(acked.values()) - 900 <= 3 * 64
     hand.close()
-    eventually(lambda: ready(driver) + ready(driver, "mail.low") == 0)
+    until(lambda: ready(driver) + ready(driver, "mail.low") == 0)
 
 
 def test_a_channel_that_the_server_closes_takes_no_neighbour_with_it(
@@ -185,7 +179,7 @@ def test_a_channel_that_the_server_closes_takes_no_neighbour_with_it(
     hand = intake(driver, "mail.high", "mail.low")
     driver.put([message(1)], deadline=10.0)
     (slow,) = take(hand, 1)
-    eventually(lambda: not hand.holds(slow))
+    until(lambda: not hand.holds(slow))
     driver.put([message(2, "mail.low")], deadline=10.0)
     came = take(hand, 2)
     assert sorted(numbers(came)) == [1, 2]
@@ -194,7 +188,7 @@ def test_a_channel_that_the_server_closes_takes_no_neighbour_with_it(
         hand.ack(delivery)
     assert hand.flush(PATIENCE)
     hand.close()
-    eventually(lambda: ready(driver) + ready(driver, "mail.low") == 0)
+    until(lambda: ready(driver) + ready(driver, "mail.low") == 0)
 
 
 @pytest.mark.parametrize("guarded", [True, False])
@@ -208,7 +202,7 @@ def test_an_error_of_our_own_in_the_connection_thread_costs_a_reconnect_and_no_m
     for link in (driver._publisher.link, hand.link):  # type: ignore[attr-defined]
         run = link.call if guarded else link._loop.add_callback_threadsafe
         run(lambda: 1 / 0)
-    eventually(lambda: not hand.holds(held))
+    until(lambda: not hand.holds(held))
     driver.put([message(2)], deadline=10.0)
     assert sorted(numbers(take(hand, 2))) == [1, 2]
 
@@ -225,7 +219,7 @@ def test_a_deleted_queue_is_declared_again_and_the_message_sent(open_driver: Ope
         [message(n, queue) for n in range(3, 103) for queue in ("mail.high", "mail.low")], deadline=10.0
     )
     connection.close()
-    eventually(lambda: (ready(driver), ready(driver, "mail.low")) == (100, 101))
+    until(lambda: (ready(driver), ready(driver, "mail.low")) == (100, 101))
 
 
 def test_a_consumed_queue_that_is_deleted_is_consumed_again(open_driver: Open, amqp_url: str) -> None:
@@ -305,11 +299,11 @@ def test_what_was_confirmed_survives_a_kill_of_the_server(
     threads = [threading.Thread(target=send, args=[k * 1_000_000 + 1]) for k in range(4)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(confirmed) > 500)
+    until(lambda: len(confirmed) > 500)
     own_rabbitmq.kill()
     before = len(confirmed)
     own_rabbitmq.start()
-    eventually(lambda: len(confirmed) > before + 200)
+    until(lambda: len(confirmed) > before + 200)
     stop.set()
     for thread in threads:
         thread.join()
@@ -322,7 +316,7 @@ def test_what_was_confirmed_survives_a_kill_of_the_server(
             hand.ack(delivery)
         return confirmed <= came.keys()
 
-    eventually(all_came)
+    until(all_came)
     assert not came.keys() & refused, "said to be not queued"
     assert came.keys() <= confirmed | doubtful | {0}
 
@@ -344,7 +338,7 @@ def test_an_alarm_makes_a_put_raise_at_its_deadline(
     set_alarm = rabbitmq.set_memory_alarm if what == "memory" else rabbitmq.set_disk_alarm
     set_alarm(True)
     try:
-        eventually(lambda: is_refused(driver))  # the node takes a moment to believe it
+        until(lambda: is_refused(driver))  # the node takes a moment to believe it
         start = time.monotonic()
         with pytest.raises(PutError, match=r"takes no messages now: low on") as caught:
             driver.put([message(1), message(2)], deadline=1.0)
@@ -368,7 +362,7 @@ def test_nothing_is_started_from_a_connection_that_has_fallen_silent(
     held = take(hand, 3)
     with own_rabbitmq.frozen():
         assert hand.holds(held[0])
-        eventually(lambda: not any(hand.holds(delivery) for delivery in held))
+        until(lambda: not any(hand.holds(delivery) for delivery in held))
         start = time.monotonic()
         with pytest.raises(PutError, match="RabbitMQ at") as caught:
             driver.put([message(9)], deadline=1.0)
@@ -429,9 +423,9 @@ def test_a_forked_child_opens_its_own_connection_and_leaves_the_parents_alone(
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "opened 1 1", done.stdout  # the parent never had to reconnect
     driver = open_driver(amqp_url)
-    eventually(lambda: ready(driver) == 401)
+    until(lambda: ready(driver) == 401)
     vhost = urlsplit(amqp_url).path[1:]
-    eventually(lambda: vhost not in rabbitmq.ctl("list_connections", "vhost").replace(vhost, "", 1))
+    until(lambda: vhost not in rabbitmq.ctl("list_connections", "vhost").replace(vhost, "", 1))
 
 
 # -- the network

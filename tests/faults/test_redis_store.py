@@ -13,7 +13,8 @@ from callboard.brokers.file import FileDriver
 from callboard.errors import NotQueued
 from callboard.servers import PrivateRedis
 from callboard.states import State
-from tests.conformance.rig import Rig, dismantle, eventually, make_rig
+from tests.conformance.rig import Rig, dismantle, make_rig
+from tests.patience import until
 
 PATIENCE = 60.0
 
@@ -53,13 +54,13 @@ def test_jobs_run_while_the_store_is_killed_and_their_records_follow(
     rig.reaches(note.send("before"), State.SUCCEEDED)
     own_redis.kill()
     jobs = [note.send(f"{n}") for n in range(30)]
-    eventually(lambda: len(note.ran) == 31)
+    until(lambda: len(note.ran) == 31)
     with pytest.raises(NotQueued):
         note.using(unique="one at a time").send("unique")
     own_redis.start()
     for job in jobs:
-        eventually(_record(rig, job))
-    eventually(lambda: rig.broker.control is not None and rig.broker.control.is_current)
+        until(_record(rig, job))
+    until(lambda: rig.broker.control is not None and rig.broker.control.is_current)
     assert rig.store.counters("records.") == {}
 
 
@@ -71,11 +72,11 @@ def test_jobs_run_at_their_pace_while_the_store_stands_still(
     with own_redis.frozen():
         started = time.monotonic()
         jobs = [note.send(f"{n}") for n in range(100)]
-        eventually(lambda: len(note.ran) == 101)
+        until(lambda: len(note.ran) == 101)
         took = time.monotonic() - started
     assert took < 100 * 5.0 / 10, "jobs waited for the store"
     for job in jobs[-3:]:
-        eventually(_record(rig, job))
+        until(_record(rig, job))
 
 
 def test_a_cancellation_that_was_asked_before_the_store_was_killed_still_holds(
@@ -99,7 +100,7 @@ def test_a_cancellation_that_was_asked_before_the_store_was_killed_still_holds(
     second = never.send()
     rig.store.cancel(second.message_id, at=time.time())
     assert rig.broker.control is not None
-    eventually(lambda: second.message_id in rig.broker.control.cancelled)  # type: ignore[union-attr]
+    until(lambda: second.message_id in rig.broker.control.cancelled)  # type: ignore[union-attr]
     own_redis.kill()
     go_on.set()
     own_redis.restart()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from callboard.worker.cut_runs import POISON_AFTER, cut_runs
-from tests.supervised import App, SupervisedWorker, app_in, until
+from tests.patience import until
+from tests.supervised import App, SupervisedWorker, app_in
 
 _SERVERS = {"rabbitmq": "amqp_url", "redis": "redis_url"}
 

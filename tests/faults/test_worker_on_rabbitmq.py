@@ -11,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
-import structlog
 
 from callboard import RetryPolicy, State, current_job, dead_letter
 from callboard.brokers.driver import IntakeOptions, Outgoing, StoredMessage, Verdict
@@ -21,18 +20,12 @@ from callboard.envelope import AttemptError, Headers, encode_headers
 from callboard.queues import dead_queue
 from callboard.servers import PrivateRabbitmq
 from callboard.worker.worker import Worker
-from tests.conformance.rig import PATIENCE, OwnCrew, Rig, dismantle, eventually, make_rig
+from tests.conformance.rig import PATIENCE, OwnCrew, Rig, dismantle, make_rig
+from tests.patience import until
+
+pytestmark = pytest.mark.usefixtures("plain_tracebacks")
 
 MakeRig = Callable[[str], Rig]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def plain_tracebacks() -> Iterator[None]:
-    """structlog's own, drawn in boxes, take a sixth of a second each."""
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[structlog.processors.add_log_level, plain])
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -60,10 +53,10 @@ def close_connections(node: PrivateRabbitmq, worker: Worker) -> None:
     intake = worker._intake
     assert isinstance(intake, RabbitmqIntake)
     link = intake.link
-    eventually(lambda: any(lane.hold is not None for lane in intake._lanes.values()))
+    until(lambda: any(lane.hold is not None for lane in intake._lanes.values()))
     before = link.opened
     node.close_all_connections()
-    eventually(lambda: link.opened > before)
+    until(lambda: link.opened > before)
 
 
 class Held:
@@ -101,13 +94,13 @@ def test_fifteen_innocents_outlive_sixty_closed_connections(
 
     blocker = held.actor.send()
     worker = start(rig, threads=1)
-    eventually(lambda: held.inside)
+    until(lambda: held.inside)
     innocents = {innocent.send().message_id for _ in range(15)}
     for _ in range(60):
         close_connections(rabbitmq, worker)
     held.let_go.set()
-    eventually(lambda: runs.keys() == innocents)
-    eventually(lambda: len(held.passed) + rig.witness.skipped.count(blocker.message_id) >= 2)
+    until(lambda: runs.keys() == innocents)
+    until(lambda: len(held.passed) + rig.witness.skipped.count(blocker.message_id) >= 2)
     assert set(runs.values()) == {1}
     assert held.passed == [blocker.message_id]
     assert rig.ready(dead_queue(rig.category)) == 0
@@ -123,16 +116,16 @@ def test_a_job_longer_than_the_consumer_timeout_runs_once(
     held = Held(rig)
     sent = held.actor.send()
     worker = start(rig, threads=3)
-    eventually(lambda: held.inside)
+    until(lambda: held.inside)
     (running,) = worker.running
-    eventually(lambda: not running.intake.holds(running.delivery))
-    eventually(lambda: len(worker._redeliveries) == 1)
+    until(lambda: not running.intake.holds(running.delivery))
+    until(lambda: len(worker._redeliveries) == 1)
     copies = [message for _, message in worker._redeliveries._waiting]
-    eventually(lambda: not any(copy.intake.holds(copy.delivery) for copy in copies))
+    until(lambda: not any(copy.intake.holds(copy.delivery) for copy in copies))
     assert held.most == 1
     own_rabbitmq.evaluate("application:set_env(rabbit, consumer_timeout, 60000)")
     held.let_go.set()
-    eventually(lambda: sent.message_id in rig.witness.skipped)
+    until(lambda: sent.message_id in rig.witness.skipped)
     assert rig.reaches(sent, State.SUCCEEDED).attempt == 1
     assert (held.passed, held.most) == ([sent.message_id], 1)
 
@@ -155,7 +148,7 @@ def test_a_dead_letter_that_finds_its_queue_full_waits_for_room(
     )
     # The limit lets one or two more through than it says.
     sent = [fails.send() for _ in range(5)]
-    eventually(lambda: all(rig.starts(job) for job in sent))
+    until(lambda: all(rig.starts(job) for job in sent))
     states = [rig.record(job) for job in sent]
     assert any(record is None or record.state is not State.DEAD for record in states)
     found: list[str] = []
@@ -168,7 +161,7 @@ def test_a_dead_letter_that_finds_its_queue_full_waits_for_room(
         rig.broker.driver.walk(dead_queue(rig.category), discard)
         return len(found) >= 6
 
-    eventually(made_room_for_all)
+    until(made_room_for_all)
     assert sorted(found) == sorted([first.message_id, *(one.message_id for one in sent)])
     assert all(len(rig.starts(job)) == 1 for job in sent)
 
@@ -191,11 +184,11 @@ def test_a_retry_that_cant_be_published_is_tried_again_when_rabbitmq_is_back(
 
     sent = fails_once.send()
     start(rig, threads=1)
-    eventually(lambda: held.inside)
+    until(lambda: held.inside)
     own_rabbitmq.write_down_queues()
     own_rabbitmq.kill()
     held.let_go.set()
-    eventually(failing.is_set)
+    until(failing.is_set)
     own_rabbitmq.start()
     record = rig.reaches(sent, State.SUCCEEDED)
     assert record.attempt <= 2
@@ -227,9 +220,9 @@ def test_a_crash_between_a_retrys_publish_and_its_ack_repeats_an_attempt_once_at
     driver.put([retry], deadline=PATIENCE)
     crashed.close()
     start(rig, threads=1)
-    eventually(lambda: rig.ready(dead_queue(rig.category)) >= 1)
+    until(lambda: rig.ready(dead_queue(rig.category)) >= 1)
     # Each of the two messages comes to an end.
-    eventually(lambda: rig.ready(dead_queue(rig.category)) + len(rig.witness.skipped) >= 2)
+    until(lambda: rig.ready(dead_queue(rig.category)) + len(rig.witness.skipped) >= 2)
     attempts = Counter(start.attempt for start in rig.starts(sent))
     assert set(attempts) - {1} == {2, 3}
     assert max(attempts.values()) <= 2

@@ -31,6 +31,7 @@ from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.brokers.rabbitmq.script import Script
 from callboard.errors import BrokerUnavailable, CallboardError
 from callboard.servers import PrivateRabbitmq
+from tests.patience import until
 
 PATIENCE = 30.0
 
@@ -86,13 +87,6 @@ def take(hand: Intake, wanted: int) -> list[Delivery]:
 
 def numbers(messages: list[Delivery] | list[StoredMessage]) -> list[int]:
     return [int(found.body) for found in messages]
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
 
 
 def ready(driver: RabbitmqDriver, queue: str) -> int:
@@ -288,7 +282,7 @@ def test_a_process_has_two_connections_that_say_who_they_are(
     driver.put([message(n, queue) for n, queue in enumerate(queues)], deadline=10.0)
     take(hand, len(queues))
     vhost = urlsplit(amqp_url).path[1:]
-    eventually(lambda: len(connection_names(rabbitmq, vhost)) == 2)
+    until(lambda: len(connection_names(rabbitmq, vhost)) == 2)
     names = " ".join(connection_names(rabbitmq, vhost))
     assert "callboard web-1: publishing" in names
     assert "callboard web-1: worker test" in names
@@ -351,7 +345,7 @@ def test_tls_is_spoken_and_the_certificate_verified(certificates: Path, open_dri
 
 def test_messages_of_other_producers_are_received(driver: RabbitmqDriver, amqp_url: str) -> None:
     hand = intake(driver, "mail.high")
-    eventually(lambda: driver.counts(["mail.high"])["mail.high"].consumers == 1)
+    until(lambda: driver.counts(["mail.high"])["mail.high"].consumers == 1)
     with plain_channel(amqp_url) as channel:
         channel.basic_publish("", "mail.high", b"bare")
         properties = pika.BasicProperties(
@@ -379,7 +373,7 @@ def test_a_message_too_large_for_amqp_is_refused_without_harm_to_others(driver: 
     with pytest.raises(PutError, match="headers of job job") as caught:
         driver.put([broken, message(2)], deadline=30.0)
     assert caught.value.not_queued == [broken]
-    eventually(lambda: ready(driver, "mail.high") == 1)
+    until(lambda: ready(driver, "mail.high") == 1)
 
 
 def test_namespaces_share_a_vhost_without_meeting(open_driver: Open, amqp_url: str) -> None:
@@ -453,7 +447,7 @@ def test_the_longest_delay_is_accepted_and_one_beyond_refused(driver: RabbitmqDr
     with pytest.raises(PutError, match="beyond the longest") as caught:
         driver.put([message(2, delay=400 * 86_400)], deadline=30.0)
     assert len(caught.value.not_queued) == 1
-    eventually(lambda: ready(driver, "callboard.delay.27") == 1)
+    until(lambda: ready(driver, "callboard.delay.27") == 1)
 
 
 def test_a_delayed_job_that_came_ahead_of_its_time_goes_to_another_when_its_worker_ends(
@@ -488,14 +482,14 @@ def test_a_delayed_job_whose_queue_was_deleted_meanwhile_still_arrives(
         channel.queue_delete(f"{namespace}.mail.high" if namespace else "mail.high")
     with structlog.testing.capture_logs() as logs:
         intake(driver, "other.high")  # any worker finds it
-        eventually(lambda: ready(driver, "mail.high") == 1)
+        until(lambda: ready(driver, "mail.high") == 1)
     assert delayed[0].due is not None
     assert time.time() >= delayed[0].due
     (found,) = [entry for entry in logs if entry["event"] == "rabbitmq_delayed_job_found_no_queue"]
     assert (found["queue"], found["job_id"]) == ("mail.high", "job-1")
     hand = intake(driver, "mail.high", "mail.low")
     assert {delivery.headers for delivery in take(hand, 2)} == {b"h1", b"h2"}
-    eventually(lambda: ready(driver, "callboard.delay.unroutable") == 0)
+    until(lambda: ready(driver, "callboard.delay.unroutable") == 0)
 
 
 def test_a_queue_that_was_deleted_is_bound_to_the_ladder_again(open_driver: Open, amqp_url: str) -> None:
@@ -505,7 +499,7 @@ def test_a_queue_that_was_deleted_is_bound_to_the_ladder_again(open_driver: Open
     take(hand, 1)
     with plain_channel(amqp_url) as channel:
         channel.queue_delete("mail.high")
-    eventually(lambda: worker.counts(["mail.high"])["mail.high"].consumers == 1)
+    until(lambda: worker.counts(["mail.high"])["mail.high"].consumers == 1)
 
     def finds_no_queue() -> bool:
         """A delayed job of the producer, who knows nothing of the deletion."""
@@ -515,7 +509,7 @@ def test_a_queue_that_was_deleted_is_bound_to_the_ladder_again(open_driver: Open
         return any(entry["event"] == "rabbitmq_delayed_job_found_no_queue" for entry in logs)
 
     assert finds_no_queue()
-    eventually(lambda: not finds_no_queue())
+    until(lambda: not finds_no_queue())
 
 
 def test_a_queue_in_the_name_of_another_gets_no_foreign_delays(driver: RabbitmqDriver) -> None:
@@ -547,7 +541,7 @@ def test_a_worker_whose_threads_are_all_busy_keeps_not_even_one_from_others(open
     busy.put([message(n) for n in range(3)], deadline=10.0)
     held = take(hoarder, 1)
     lane = hoarder._lanes["mail.high"]  # type: ignore[attr-defined]
-    eventually(lambda: lane.prefetch == 1 and ready(free, "mail.high") == 1)  # so one is here, and stays
+    until(lambda: lane.prefetch == 1 and ready(free, "mail.high") == 1)  # so one is here, and stays
     others = intake(free, "mail.high", budget=100)
     assert {*numbers(held), *numbers(take(others, 2))} == {0, 1, 2}
 
@@ -557,7 +551,7 @@ def test_the_prefetch_grows_again_when_work_is_short(driver: RabbitmqDriver) -> 
     driver.put([message(n) for n in range(50)], deadline=10.0)
     (first,) = take(hand, 1)
     lane = hand._lanes["mail.high"]  # type: ignore[attr-defined]
-    eventually(lambda: lane.prefetch == 1)
+    until(lambda: lane.prefetch == 1)
     hand.ack(first)
     assert {int(first.body), *numbers(take(hand, 49))} == set(range(50))
     assert lane.prefetch >= 16
@@ -568,7 +562,7 @@ def test_no_more_is_held_than_the_budget_while_the_prefetch_grows(driver: Rabbit
     driver.put([message(n) for n in range(100)], deadline=10.0)
     held = take(hand, 1)
     lane = hand._lanes["mail.high"]  # type: ignore[attr-defined]
-    eventually(lambda: lane.prefetch == 1)
+    until(lambda: lane.prefetch == 1)
     most = 0
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
@@ -587,7 +581,7 @@ def test_a_second_walk_is_refused_with_a_sentence_when_the_first_does_not_end(
     monkeypatch.setattr("callboard.brokers.rabbitmq.walk.PATIENCE", 0.5)
     first, second = open_driver(), open_driver()
     first.put([message(1, "mail.dead")], deadline=30.0)
-    eventually(lambda: ready(first, "mail.dead") == 1)
+    until(lambda: ready(first, "mail.dead") == 1)
     inside, go_on = threading.Event(), threading.Event()
 
     def decide(_: StoredMessage) -> Verdict:
@@ -607,17 +601,17 @@ def test_a_second_walk_is_refused_with_a_sentence_when_the_first_does_not_end(
 
 def test_a_walk_over_many_letters_keeps_their_order(driver: RabbitmqDriver) -> None:
     driver.put([message(n, "mail.dead") for n in range(3000)], deadline=10.0)
-    eventually(lambda: ready(driver, "mail.dead") == 3000)
+    until(lambda: ready(driver, "mail.dead") == 3000)
     report = driver.walk("mail.dead", lambda found: Verdict.DISCARD if int(found.body) % 2 else Verdict.KEEP)
     assert (report.seen, report.kept, report.discarded) == (3000, 1500, 1500)
-    eventually(lambda: ready(driver, "mail.dead") == 1500)
+    until(lambda: ready(driver, "mail.dead") == 1500)
     assert numbers(driver.peek("mail.dead", 500)) == list(range(0, 1000, 2))
     assert sorted(numbers(take(intake(driver, "mail.dead", budget=2000), 1500))) == list(range(0, 3000, 2))
 
 
 def test_a_walk_ends_when_somebody_else_takes_the_rest(driver: RabbitmqDriver) -> None:
     driver.put([message(n, "mail.dead") for n in range(1500)], deadline=10.0)
-    eventually(lambda: ready(driver, "mail.dead") == 1500)
+    until(lambda: ready(driver, "mail.dead") == 1500)
     purged: list[int] = []
 
     def decide(_: StoredMessage) -> Verdict:

@@ -7,7 +7,6 @@ from typing import Any
 
 import dramatiq
 import pytest
-import structlog
 from prometheus_client import CollectorRegistry
 
 from callboard.actor import ActorDecorator
@@ -31,12 +30,8 @@ class Clock:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def plain_tracebacks() -> Iterator[None]:
-    """structlog's own, drawn in boxes, take a sixth of a second each."""
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[structlog.processors.add_log_level, plain])
-    yield
-    structlog.reset_defaults()
+def failures_are_logged_fast(plain_tracebacks: None) -> None:
+    """Many jobs fail here."""
 
 
 @pytest.fixture
