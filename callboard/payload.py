@@ -34,6 +34,7 @@ T = TypeVar("T")
 MASK = "**********"
 
 _ATOMS: frozenset[type] = frozenset({str, int, float, bool, type(None)})
+_FEW_KEYS = 32  # the keys of an object that has more are its data
 
 _SECRET_NAME = re.compile(
     r"pass(word|wd|phrase)?$|^pwd$|secret|token$|api_?key$|private_?key$|^auth(orization)?$|credential|cookie$",
@@ -182,6 +183,12 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(_CAMEL.sub("_", name).replace("-", "_")) is not None
 
 
+@lru_cache(maxsize=1024)
+def _name_secrets(keys: tuple[Any, ...]) -> bool:
+    # Of any kind of text: one that equals a plain one finds what was said of the other.
+    return any(isinstance(key, str) and is_secret_name(key) for key in keys)
+
+
 def mask(value: Any) -> Any:
     """JSON values with what stands under secret-looking keys hidden. What needs no hiding is handed back as it is."""
     kind = type(value)
@@ -189,8 +196,9 @@ def mask(value: Any) -> Any:
         return value
     if kind is dict:
         hidden: dict[Any, Any] | None = None
+        may_hold = len(value) > _FEW_KEYS or _name_secrets(tuple(value))
         for key, item in value.items():
-            if type(key) is str and is_secret_name(key):
+            if may_hold and type(key) is str and is_secret_name(key):
                 masked = MASK if item not in (None, "") else item
             elif type(item) in _ATOMS:
                 continue

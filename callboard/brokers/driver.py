@@ -19,8 +19,7 @@ import msgspec
 from callboard.errors import CallboardError
 
 
-@dataclass(slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, gc=False):
     """A message on its way into a queue."""
 
     queue: str

@@ -66,7 +66,29 @@ class Sending(Hooks):
             NotQueued: Nothing was queued.
             FateUnknown: The job may or may not be queued.
         """
-        return self.enqueue_many([message], delay=delay)[0]
+        event_loop.warn_if_running()
+        if delay is None and not self._hooks_of("before_enqueue"):
+            checked, extras, given = self._check(message)
+            if extras.unique is None:
+                self._enqueue_plain(checked, given)
+                return checked
+        return self._enqueue_call(_call(delay, self.clock()), [message])[0]
+
+    def _enqueue_plain(self, checked: Message[Any], given: Any) -> None:
+        """Queue a job as most are: one that waits for nothing, holds no key, and that no hook changes. What comes
+        after a wait for the disk or the network is slow, for the processor has slept; so this is short."""
+        if checked.queue_name not in self.queues:
+            self.declare_queue(checked.queue_name)
+        outgoing = self._outgoing(checked, given, None)
+        try:
+            self.driver.put([outgoing], deadline=self._send_deadline)
+        except PutError as error:
+            self._failed(_Call(None, None, 0.0, [checked], [checked], [outgoing], [], {}), error)
+        for hook in self._hooks_of("after_enqueue"):
+            try:
+                hook(self, checked, None)
+            except BaseException as error:  # noqa: BLE001  told by _hook_failed
+                self._hook_failed(hook, error)
 
     def enqueue_many(
         self, messages: Iterable[Message[R]], *, delay: int | timedelta | None = None
@@ -80,7 +102,9 @@ class Sending(Hooks):
             FateUnknown: As for `enqueue`, when there is one job only.
         """
         event_loop.warn_if_running()
-        call = _call(delay, self.clock())
+        return self._enqueue_call(_call(delay, self.clock()), messages)
+
+    def _enqueue_call(self, call: _Call[R], messages: Iterable[Message[R]]) -> list[Message[R]]:
         try:
             self._add(call, messages)
             if call.outgoing:

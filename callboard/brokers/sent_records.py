@@ -6,9 +6,9 @@ It has no place in `middleware/`: whoever sends by name has this package alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
+import msgspec
 from dramatiq import Broker, Message, Middleware
 
 from callboard import queues
@@ -26,7 +26,7 @@ class SentRecords(Middleware):
         assert isinstance(broker, CallboardBroker)
         if broker.recorder is None:
             return
-        queued = partial(_queued, broker, delay, broker.clock(), message)
+        queued = _Queued(broker, delay, broker.clock(), message)
         if _is_ours(broker, message):
             broker.recorder.record_lazily(queued)
         else:
@@ -39,9 +39,7 @@ class SentRecords(Middleware):
             return
         if all(_is_ours(broker, message) for message in messages):
             now = broker.clock()
-            broker.recorder.record_many_lazily(
-                [partial(_queued, broker, delay, now, message) for message in messages]
-            )
+            broker.recorder.record_many_lazily([_Queued(broker, delay, now, message) for message in messages])
         else:
             for message in messages:
                 self.after_enqueue(broker, message, delay)
@@ -52,26 +50,37 @@ def _is_ours(broker: CallboardBroker, message: Message[Any]) -> bool:
     return isinstance(broker.actors.get(message.actor_name), JobActor)
 
 
-def _queued(broker: CallboardBroker, delay: int | None, now: float, message: Message[Any]) -> Change:
-    """That a job was queued. To make the change takes as long as the checks of a send, so the recorder does it."""
-    state = State.QUEUED if delay is None else State.SCHEDULED
-    category, priority = queues.split(message.queue_name)
-    extras = message.options.get("callboard") or {}
-    return Change(
-        job_id=message.message_id,
-        order=order(0, state),
-        state=state,
-        at=now,
-        actor=message.actor_name,
-        category=category,
-        queue=message.queue_name,
-        priority=priority._value_,  # `int()` of it takes six times as long
-        tags=tuple(extras.get("tags", ())) or None,
-        payload=_payload(broker, message),
-        enqueued_at=message.message_timestamp / 1000,
-        due_at=None if delay is None else now + delay / 1000,
-        expires_at=extras.get("expires"),
-    )
+class _Queued(msgspec.Struct, gc=False):
+    """That a job was queued. To make the change takes as long as the checks of a send, so the recorder does it.
+
+    The garbage collector knows nothing of it, or it would look through all of them whenever many jobs are sent.
+    """
+
+    broker: CallboardBroker
+    delay: int | None
+    now: float
+    message: Message[Any]
+
+    def __call__(self) -> Change:
+        message, delay, now = self.message, self.delay, self.now
+        state = State.QUEUED if delay is None else State.SCHEDULED
+        category, priority = queues.split(message.queue_name)
+        extras = message.options.get("callboard") or {}
+        return Change(
+            job_id=message.message_id,
+            order=order(0, state),
+            state=state,
+            at=now,
+            actor=message.actor_name,
+            category=category,
+            queue=message.queue_name,
+            priority=priority._value_,  # `int()` of it takes six times as long
+            tags=tuple(extras.get("tags", ())) or None,
+            payload=_payload(self.broker, message),
+            enqueued_at=message.message_timestamp / 1000,
+            due_at=None if delay is None else now + delay / 1000,
+            expires_at=extras.get("expires"),
+        )
 
 
 def _payload(broker: CallboardBroker, message: Message[Any]) -> str | None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -88,6 +88,16 @@ def test_secrets_travel_in_clear_and_are_shown_masked() -> None:
     assert "s3cret" not in shown
     assert "x1" not in shown
     assert MASK in shown
+
+
+def test_secrets_are_found_among_many_keys_and_after_keys_that_are_another_kind_of_text() -> None:
+    class Key(StrEnum):
+        PIN = "card_token"
+
+    mask({Key.PIN: "1234", "amount": 1})
+    assert mask({"card_token": "1234", "amount": 1}) == {"card_token": MASK, "amount": 1}
+    many = {f"column_{number}": number for number in range(1000)}
+    assert mask({**many, "api_key": "k"}) == {**many, "api_key": MASK}
 
 
 def test_a_strict_model_reads_its_own_wire_format() -> None:
