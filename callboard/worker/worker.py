@@ -25,7 +25,7 @@ from callboard.store.base import Control
 from callboard.store.control import ControlWatch
 from callboard.worker.cut_runs import CutRunMemory
 from callboard.worker.leases import Fence
-from callboard.worker.pace import AHEAD_MOST, Pace
+from callboard.worker.pace import Pace, budget
 from callboard.worker.pulse import Pulse
 from callboard.worker.redeliveries import Redeliveries
 from callboard.worker.shutdown import Shutdown
@@ -112,7 +112,9 @@ class Worker:
     def start(self) -> None:
         """Start claiming and running."""
         self.broker.emit_before("worker_boot", self)
-        self._intake = self.broker.open_intake(self.queue_names, budget=AHEAD_MOST + self.threads)
+        self._intake = self.broker.open_intake(
+            self.queue_names, budget=budget(self.threads, len(self.queue_names))
+        )
         if (control := self.broker.control) is not None:
             control.on_change = self._control_changed
             self._control_changed(control)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from callboard.worker.pace import AHEAD_MOST, Pace
+from callboard.worker.pace import AHEAD_MOST, Pace, budget
 
 
 def _paced(threads: int, *seconds: float) -> Pace:
@@ -50,3 +50,8 @@ def test_the_mean_rises_faster_than_it_falls() -> None:
     assert risen is not None
     assert pace.mean is not None
     assert risen * 0.95 < pace.mean < risen
+
+
+@pytest.mark.parametrize(("queues", "held"), [(1, 264), (6, 264), (24, 968), (200, 1032)])
+def test_a_worker_of_many_queues_may_hold_more_up_to_a_bound(queues: int, held: int) -> None:
+    assert budget(8, queues) == held
