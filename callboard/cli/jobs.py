@@ -394,7 +394,7 @@ def why(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
         document = {"id": answer.job_id, "known": answer.known, "why": answer.sentence}
         output.as_json(document | {"facts": _with_timestamps(answer.facts)})
     else:
-        output.say(answer.sentence)
+        output.say(output.printable(answer.sentence))
     if not answer.known:
         away = "store_error" in answer.facts or "broker_error" in answer.facts
         raise typer.Exit(ExitCode.AWAY if away else ExitCode.NOT_FOUND)

@@ -16,6 +16,10 @@ from callboard.settings import CallboardSettings
 
 # user:password@ in a URL; the password may hold anything but @ and /, as servers demand.
 _PASSWORD = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@]*:)(?P<password>[^/?#\s]*)(?=@)")
+# The same in one that is written wrongly: what a person would call the password.
+_ODD_PASSWORD = re.compile(
+    r"(?P<head>^[A-Za-z][A-Za-z0-9+.-]*:/{0,2}[^/:@]*:)(?P<password>.*)(?=@)", re.DOTALL
+)
 _QUERY_SECRET = re.compile(r"(?P<head>[?&;](?P<name>[^=&;\s]+)=)(?P<value>[^&;\s]+)")
 
 #: Variables that commands read, and no settings class.
@@ -106,8 +110,10 @@ def masked(name: str, value: Any) -> Any:
         return mask_url(secret) if isinstance(secret, str) and _is_url(secret) else MASK
     if value not in (None, "") and is_secret_name(name):
         return MASK
-    plain = to_jsonable_python(value, fallback=str)
-    return _mask_inside(plain)
+    plain = _mask_inside(to_jsonable_python(value, fallback=str))
+    if isinstance(plain, str) and MASK not in plain and name.lower().endswith("url"):
+        return _ODD_PASSWORD.sub(lambda match: f"{match['head']}{MASK}", plain)
+    return plain
 
 
 def _mask_inside(value: Any) -> Any:

@@ -78,6 +78,8 @@ def parse(url: str, whose: str = "broker") -> Address:
         parts = urlsplit(url)
         found = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
         port = int(found.get("port") or 6379)
+        if "@" in url and "@" not in parts.netloc and parts.scheme != "unix":
+            raise ValueError  # a password with a '/' in it
     except ValueError:  # whose text may show part of a password
         raise SettingsError(
             f"the {whose}'s URL can't be read; its form is {_FORM}; "

@@ -93,6 +93,13 @@ def _parse_one(url: str) -> list[Address]:
         raise SettingsError(f"the broker's URL can't be read: {error}; its form is {_FORM}") from None
     if parts.scheme not in ("amqp", "amqps"):
         raise SettingsError(f"'{parts.scheme}:' is no RabbitMQ URL; its form is {_FORM}")
+    if not parts.netloc and parts.path.strip("/"):
+        raise SettingsError(f"the broker's URL names no host; its form is {_FORM}")
+    if "@" not in parts.netloc and "@" in url:
+        raise SettingsError(
+            f"the broker's URL can't be read; its form is {_FORM}; "
+            "write '/', '?', '#' and '@' in a password or a vhost as %2F, %3F, %23 and %40"
+        )
     if unknown := sorted(options.keys() - _OPTIONS):
         known = ", ".join(sorted(_OPTIONS))
         raise SettingsError(f"the broker's URL has an unknown option '{unknown[0]}'; known are {known}")

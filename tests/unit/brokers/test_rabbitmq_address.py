@@ -50,6 +50,11 @@ def test_amqps_verifies_the_server_under_its_name() -> None:
     [
         ("http://one", "'http:' is no RabbitMQ URL"),
         ("amqp://ada:secret@one:port/v", "wrong host 'one:port'"),
+        ("amqp:ada:secret@one", "names no host"),
+        ("amqp:/ada:secret@one/v", "names no host"),
+        ("amqp://ada:secret#1@one/v", "as %2F, %3F, %23 and %40"),
+        ("amqp://ada:secret/1@one/v", "as %2F, %3F, %23 and %40"),
+        ("amqp://ada:1/secret@one/v", "as %2F, %3F, %23 and %40"),
         ("amqp://ada:secret@one/v?heartbeats=3", "unknown option 'heartbeats'"),
         ("amqp://ada:secret@one/v?heartbeat=1", "whole seconds from 4 to 600"),
     ],

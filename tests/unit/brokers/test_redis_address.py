@@ -42,6 +42,7 @@ def test_a_url_may_name_the_files_of_tls() -> None:
         ("redis://host/jobs", "'/jobs' in the broker's URL is no database's number"),
         ("redis://host:seven", "its form is redis://"),
         ("redis://ann:secret/word@host:6379", "write '/', '@' and ':' in a password as"),
+        ("redis://ann:1/secret@host:6379", "write '/', '@' and ':' in a password as"),
         ("unix://", "names no socket"),
         ("redis://host?db=one", "its form is redis://"),
     ],

@@ -62,6 +62,8 @@ def test_a_url_without_a_password_is_shown_as_it_is() -> None:
 
 def test_a_password_with_odd_characters_is_masked_whole() -> None:
     assert masked("broker_url", "amqp://ada:p:w@x@host/v") == "amqp://ada:**********@host/v"
+    for url in ("amqp://ada:{}/x@host", "redis://ada:{}#x@host", "redis:/ada:a {}@host", "amqp:ada:{}@host"):
+        assert PASSWORD not in masked("broker_url", url.format(PASSWORD))
 
 
 def test_a_mistyped_variable_is_pointed_out() -> None:
