@@ -78,13 +78,10 @@ def parse(url: str, whose: str = "broker") -> Address:
         parts = urlsplit(url)
         found = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
         port = int(found.get("port") or 6379)
-        if "@" in url and "@" not in parts.netloc and parts.scheme != "unix":
-            raise ValueError  # a password with a '/' in it
     except ValueError:  # whose text may show part of a password
-        raise SettingsError(
-            f"the {whose}'s URL can't be read; its form is {_FORM}; "
-            "write '/', '@' and ':' in a password as %2F, %40 and %3A"
-        ) from None
+        raise _unreadable(whose) from None
+    if "@" in url and "@" not in parts.netloc and parts.scheme != "unix":
+        raise _unreadable(whose)
     known = {"connection_class", "host", "port", "path", "username", "password"} | _OPTIONS
     if unknown := sorted(found.keys() - known):
         raise SettingsError(
@@ -104,4 +101,11 @@ def parse(url: str, whose: str = "broker") -> Address:
         user=found.get("username", ""),
         password=found.get("password", ""),
         tls_files=tuple((name, str(found[name])) for name in sorted(_OPTIONS - {"db"}) if name in found),
+    )
+
+
+def _unreadable(whose: str) -> SettingsError:
+    return SettingsError(
+        f"the {whose}'s URL can't be read; its form is {_FORM}; "
+        "write '/', '@' and ':' in a password as %2F, %40 and %3A"
     )
