@@ -11,6 +11,7 @@ from callboard.cli import (
     dead,
     early_signals,
     jobs,
+    quarantine,
     queues,
     schedules,
     scheduling,
@@ -95,7 +96,7 @@ app.add_typer(jobs.app, name="jobs", rich_help_panel=LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=LOOK)
 app.add_typer(queues.app, name="queues", rich_help_panel=LOOK)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=LOOK)
-app.add_typer(queues.quarantine, name="quarantine", rich_help_panel=LOOK)
+app.add_typer(quarantine.app, name="quarantine", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(workers.workers)
 app.command(rich_help_panel=LOOK)(about.audit)
 app.command(rich_help_panel=ABOUT)(about.schemas)

@@ -93,6 +93,14 @@ def as_json(document: Any, *, compact: bool = False) -> None:
     sys.stdout.flush()
 
 
+def answer(document: Any, sentence: str, *, json: bool) -> None:
+    """Print what a command did: a JSON document for a program that asks for it, or a sentence for people."""
+    if json:
+        as_json(document)
+    else:
+        say(sentence)
+
+
 def timestamp(moment: float | None) -> str | None:
     """A moment for programs: ISO 8601 in UTC, to the millisecond; None if there is none, or the calendar has none."""
     from callboard.operations.moments import date_of

@@ -135,10 +135,11 @@ def pause(ctx: typer.Context, name: Name, json: Json = False) -> None:
 
     with session(ctx).operations() as operations:
         paused = operations.schedules.pause(name)
-    if json:
-        output.as_json({"paused": paused})
-    else:
-        output.say(f"Paused: {paused}. To have it run all the same: callboard schedules run {paused}")
+    output.answer(
+        {"paused": paused},
+        f"Paused: {paused}. To have it run all the same: callboard schedules run {paused}",
+        json=json,
+    )
 
 
 @app.command()
@@ -148,10 +149,7 @@ def resume(ctx: typer.Context, name: Name, json: Json = False) -> None:
 
     with session(ctx).operations() as operations:
         resumed = operations.schedules.resume(name)
-    if json:
-        output.as_json({"resumed": resumed})
-    else:
-        output.say(f"Resumed: {resumed}")
+    output.answer({"resumed": resumed}, f"Resumed: {resumed}", json=json)
 
 
 @app.command()
@@ -161,10 +159,7 @@ def run(ctx: typer.Context, name: Name, json: Json = False) -> None:
 
     with session(ctx).operations() as operations:
         job_id = operations.schedules.run(name)
-    if json:
-        output.as_json({"id": job_id})
-    else:
-        output.say(job_id)
+    output.answer({"id": job_id}, job_id, json=json)
 
 
 def _date(date: datetime) -> str:

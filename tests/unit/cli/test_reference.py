@@ -13,7 +13,8 @@ from callboard import State
 from callboard.cli import reference
 from callboard.cli.dead import _details_json
 from callboard.cli.jobs import job_json
-from callboard.cli.queues import _queue_json, _suspect_json
+from callboard.cli.quarantine import _suspect_json
+from callboard.cli.queues import _queue_json
 from callboard.cli.workers import _worker_json
 from callboard.operations.letters import LetterDetails, LetterSummary
 from callboard.operations.quarantine import Suspect
