@@ -78,15 +78,24 @@ class SendOptions:
 
 
 PLAIN = SendOptions()
+#: Those that say when or how long, and of which types they are. A number wouldn't say of what.
+_TIMES: dict[str, tuple[type, ...]] = {
+    "delay": (timedelta,),
+    "at": (datetime,),
+    "expires": (timedelta, datetime),
+    "unique_for": (timedelta,),
+}
 
 
 def send_options(base: SendOptions = PLAIN, /, **given: Unpack[GivenOptions]) -> SendOptions:
     """Checked options: those that are given, and for the rest those of `base`.
 
     Raises:
+        TypeError: If one is unknown, or of the wrong type.
         ValueError: If they contradict each other, or lie outside their limits.
     """
     changes: dict[str, Any] = {**given}
+    _check_types(changes)
     if "tags" in given:
         changes["tags"] = _checked_tags(given["tags"])
     if (priority := given.get("priority")) is not None:
@@ -117,6 +126,20 @@ def _checked_tags(given: Iterable[str]) -> tuple[str, ...]:
     if any(not isinstance(tag, str) or not 0 < len(tag) <= 64 for tag in tags):
         raise ValueError(f"a tag is a text of 1 to 64 characters, and not so in {tags!r}")
     return tags
+
+
+def _check_types(given: dict[str, Any]) -> None:
+    known = GivenOptions.__annotations__
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"there is no option {name!r}; there are {', '.join(known)}")
+        types = _TIMES.get(name)
+        if types is None or value is None or isinstance(value, types):
+            continue
+        wanted = " or ".join(f"a {cls.__name__}" for cls in types)
+        seconds = isinstance(value, int | float) and timedelta in types
+        example = f"; for seconds: {name}=timedelta(seconds={value})" if seconds else ""
+        raise TypeError(f"{name}={value!r} is not {wanted}{example}")
 
 
 def _check_times(options: SendOptions) -> None:

@@ -150,6 +150,24 @@ def test_a_delay_over_300_days_is_refused(note: Any) -> None:
         note.using(delay=timedelta(days=301)).send("a")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"delay": 10}, r"delay=10 is not a timedelta; for seconds: delay=timedelta\(seconds=10\)"),
+        ({"delay": "1h"}, "delay='1h' is not a timedelta$"),
+        ({"at": "2030-01-01"}, "at='2030-01-01' is not a datetime$"),
+        ({"expires": 60}, "expires=60 is not a timedelta or a datetime; for seconds"),
+        ({"unique": "k", "unique_for": 60}, "unique_for=60 is not a timedelta"),
+        ({"countdown": 3}, "there is no option 'countdown'; there are priority, delay, at"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_refused_and_the_right_one_named(
+    note: Any, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(TypeError, match=says):
+        note.using(**options)
+
+
 def test_options_that_make_no_sense_are_refused(note: Any) -> None:
     with pytest.raises(ValueError, match="one of delay and at"):
         note.using(delay=timedelta(1), at=datetime.now(UTC))
