@@ -11,6 +11,7 @@ from callboard.brokers.base import Broker as CallboardBroker
 from callboard.errors import DeclarationError
 from callboard.isolation import isolation_of
 from callboard.loggers import get_logger
+from callboard.metrics.runners import offered
 
 if TYPE_CHECKING:
     from callboard.worker.isolation.pool import Pool
@@ -55,7 +56,8 @@ class IsolatedRuns(Middleware):
                 self._names[actor.actor_name] = _name_in_module(actor)
             except DeclarationError:
                 log.exception("an actor's jobs can't run")
-        self._pool = Pool(actor.fn.__module__ for actor in isolated if actor.actor_name in self._names)
+        modules = (actor.fn.__module__ for actor in isolated if actor.actor_name in self._names)
+        self._pool = Pool(modules, offered())
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         pool, self._pool = self._pool, None

@@ -165,6 +165,11 @@ class Metrics(Collector):
                 if _show(labels, numbers, block):
                     self._jobs[labels] = numbers
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the numbers are in a block."""
+        return self._block is not None
+
     def keep_apart(self) -> None:
         """Undo `share`, in a process that was forked from one that shares."""
         if self._block is not None:

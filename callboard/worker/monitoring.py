@@ -28,6 +28,8 @@ from callboard.worker.totals import Totals
 log = get_logger(__name__)
 
 _LOOK_EVERY = 1.0
+#: For so many isolated jobs at once, in one process, there is room at least. Those that have just ended count, too.
+_LEAST_RUNNERS = 128
 #: Seconds that a worker may be without a process that is ready: it starts, or replaces one.
 _WITHOUT_PROCESS = 30.0
 
@@ -85,7 +87,7 @@ class Monitoring:
         self._clock = clock
         self._processes = processes
         self._threads = threads
-        self._totals = Totals(blocks)
+        self._totals = Totals(blocks, runners=max(_LEAST_RUNNERS, 2 * threads + 2))
         self._pulses = PulseMemory(blocks)
         self._observer = Observer(min(INTERVAL, stalled_after / 6))
         self._stalls = StallDetector(stalled_after, clock)
@@ -129,7 +131,10 @@ class Monitoring:
     def wait(self, files: Sequence[int], seconds: float) -> list[int]:
         """Wait until one of these files can be read, and serve the port meanwhile; returns those that can."""
         assert self._server is not None
-        return self._server.wait(files, min(seconds, _LOOK_EVERY))
+        watched = list(files) if self._totals.runners is None else [*files, self._totals.runners.bell]
+        readable = self._server.wait(watched, min(seconds, _LOOK_EVERY))
+        self._totals.fold_runners()
+        return [file for file in readable if file in files]
 
     # -- for the supervisor ------------------------------------------------------------------------------
 

@@ -35,6 +35,63 @@ def sell(kind: str) -> None:
     note("sold")
 """
 
+_ISOLATED = """
+import os
+import signal
+import time
+from pathlib import Path
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from actors.jobs import note, quick
+from broker import actor
+from callboard import Isolation
+
+SALES = Counter("shop_sales", "Sales.", ["kind"])
+SECONDS = Histogram("shop_seconds", "Seconds.", buckets=(1, 2))
+OPEN = Gauge("shop_open", "Open.")
+BIGGEST = Gauge("shop_biggest", "The biggest.", multiprocess_mode="max")
+
+
+def _sell(number: int) -> None:
+    SALES.labels("book").inc()
+    SECONDS.observe(1.5)
+    BIGGEST.set(number)
+    quick.send()
+
+
+@actor(category="jobs", retries=0, isolated=Isolation(max_jobs=3))
+def sell(number: int) -> None:
+    _sell(number)
+
+
+@actor(category="jobs", retries=0, isolated=Isolation(max_jobs=1))
+def sell_alone(number: int) -> None:
+    _sell(number)
+
+
+@actor(category="jobs", retries=0)
+def sell_here(number: int) -> None:
+    _sell(number)
+
+
+@actor(category="jobs", retries=0, isolated=True)
+def keep_open(gate: str) -> None:
+    SALES.labels("visit").inc()
+    OPEN.inc()
+    note("open")
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    OPEN.dec()
+"""
+
+#: What forbids to fork a process that has loaded it.
+_THREAD = """
+import threading
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+
 _STALLING = '''
 import threading
 
@@ -187,6 +244,70 @@ def test_twenty_dead_processes_leave_nothing_behind(app: App) -> None:
     assert later_series == series
     assert later_files <= files + 1  # a connection of ours that has just ended
     assert later_shared <= shared + 64, "kilobytes: each process has pages of its own, dead ones none"
+
+
+@pytest.mark.parametrize("loaded", ["once", "by each"])
+def test_what_isolated_jobs_count_is_summed_over_their_processes(loaded: str, app: App) -> None:
+    app.write("actors/shop.py", _ISOLATED + (_THREAD if loaded == "by each" else ""))
+    port = Port(app)
+    port.ready(2)
+    count = 24 if loaded == "once" else 8
+    for number in range(count):
+        app.send(("sell", "sell-alone", "sell-here")[number % 3], number=number)
+    until(lambda: port.total("callboard_jobs_succeeded_total") == 2 * count)
+    until(lambda: app.counts().claimed == app.counts().ready == 0)
+    assert port.total("shop_sales_total") == count
+    assert port.total("shop_seconds_count") == count
+    assert port.total("shop_seconds_sum") == 1.5 * count
+    assert port.total("shop_biggest") == count - 1
+    assert port.total("callboard_jobs_enqueued_total") == count, "the jobs that these sent"
+
+
+def test_gauges_fall_and_counters_stay_when_the_process_of_an_isolated_job_dies(app: App) -> None:
+    app.write("actors/shop.py", _ISOLATED)
+    port = Port(app, processes=1)
+    (worker,) = port.ready(1)
+    for _ in range(2):
+        app.send("keep-open", gate="never")
+    until(lambda: port.total("shop_open") == 2)
+    until(lambda: len(app.notes("open")) == 2)
+    one, _ = (int(pid) for _, _, pid, _ in app.notes("open"))
+    os.kill(one, signal.SIGKILL)
+    until(lambda: port.total("shop_open") == 1)
+    assert port.total("shop_sales_total") == 2
+    until(lambda: port.total("callboard_jobs_dead_total") == 1)
+
+    os.kill(worker, signal.SIGKILL)  # and all its runners with it; the job comes again
+    until(lambda: len(app.notes("open")) == 3)
+    until(lambda: port.total("callboard_worker_process_deaths_total") == 1)
+    until(lambda: port.total("shop_open") == 1)
+    assert port.total("shop_sales_total") == 3
+    app.open("never")
+    until(lambda: port.total("shop_open") == 0)
+    until(lambda: port.total("callboard_jobs_succeeded_total") == 1)
+    assert port.total("shop_sales_total") == 3
+
+
+def test_processes_of_isolated_jobs_that_have_ended_leave_nothing_behind(app: App) -> None:
+    app.write("actors/shop.py", _ISOLATED)
+    port = Port(app, processes=1, threads=2)
+    port.ready(1)
+    supervisor = Path(f"/proc/{port.worker.process.pid}")
+    (memory,) = (fd for fd in (supervisor / "fd").iterdir() if "callboard-metrics" in str(fd.readlink()))
+
+    def run(count: int) -> None:
+        done = port.total("shop_sales_total")
+        for number in range(count):
+            app.send("sell-alone", number=number)
+        until(lambda: port.total("shop_sales_total") == done + count)
+        until(lambda: app.counts().claimed == app.counts().ready == 0)
+        until(lambda: memory.stat().st_blocks == 0)  # no runner lives
+
+    run(2)
+    series, files = len(port.series()), len(list((supervisor / "fd").iterdir()))
+    run(30)
+    assert len(port.series()) == series
+    assert len(list((supervisor / "fd").iterdir())) <= files + 1  # a connection of ours that has just ended
 
 
 def test_a_process_whose_claiming_stands_still_is_replaced(app: App) -> None:

@@ -24,6 +24,8 @@ import msgspec
 
 from callboard.errors import text_of
 from callboard.logs import configure_logging
+from callboard.metrics import runners
+from callboard.metrics.values import keep_shareable
 from callboard.worker.isolation.runner import die_with, hear_of_death, run_runner
 from callboard.worker.zygote import hazard_of, open_files
 
@@ -40,13 +42,15 @@ class Start(msgspec.Struct):
     log_level: str
     log_style: str
     log_successes: bool
+    shares: bool = False  # whether runners keep their metrics where the worker's supervisor sees them
     bare: bool = False
 
 
 class Fork(msgspec.Struct, tag="fork"):
-    """Fork a runner. Two files come with it: its connection, and where it dumps its stack."""
+    """Fork a runner. Files come with it: its connection, where it dumps its stack, and with `place` its metrics'."""
 
     number: int
+    place: int | None = None  # for its metrics
 
 
 class Kill(msgspec.Struct, tag="kill"):
@@ -98,6 +102,8 @@ def main(start: str) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)  # the worker says when it is over
     configure_logging(level=told.log_level, style=told.log_style, successes=told.log_successes)
     control = socket.socket(fileno=told.control)
+    if told.shares:
+        keep_shareable()
     if not told.bare:
         before = open_files()
         try:
@@ -153,21 +159,21 @@ class Nursery:
 
     def _obey(self) -> bool:
         try:
-            data, files, *_ = socket.recv_fds(self._control, MAX_REPORT, 2)
+            data, files, *_ = socket.recv_fds(self._control, MAX_REPORT, 3)
         except OSError:
             return False
         if not data:
             return False
         order = _decode(data)
         if isinstance(order, Fork):
-            self._fork(order.number, *files)
+            self._fork(order, *files)
         else:
             for pid, number in self._runners.items():
                 if number == order.number:
                     _kill(pid, order.signal)
         return True
 
-    def _fork(self, number: int, connection: int, dump: int) -> None:
+    def _fork(self, order: Fork, connection: int, dump: int, metrics: int | None = None) -> None:
         nursery = os.getpid()
         try:
             pid = os.fork()
@@ -179,16 +185,22 @@ class Nursery:
                 self._control.close()
                 os.close(self._awake)
                 os.close(self._waker)
+                if metrics is not None and order.place is not None:
+                    with suppress(OSError):  # then they aren't counted
+                        runners.join(metrics, order.place)
+                    os.close(metrics)
                 run_runner(socket.socket(fileno=connection), dump, nursery)
             finally:
                 os._exit(1)
         os.close(connection)
         os.close(dump)
+        if metrics is not None:
+            os.close(metrics)
         if pid > 0:
-            self._runners[pid] = number
-            self._report(Forked(number, pid))
+            self._runners[pid] = order.number
+            self._report(Forked(order.number, pid))
         else:
-            self._report(Ended(number, 1))
+            self._report(Ended(order.number, 1))
 
     def _bury(self) -> None:
         """What a dead runner has started ends with it, before its pid is free again."""

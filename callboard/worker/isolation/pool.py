@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import msgspec
 from callboard.errors import IsolatedJobDied
 from callboard.loggers import get_logger
 from callboard.logs import LogOptions, log_options
+from callboard.metrics.runners import RunnerPlaces
 from callboard.worker.isolation import nursery
 from callboard.worker.isolation.nursery import (
     Ended,
@@ -64,7 +66,12 @@ class RunnerHandle:
     """
 
     def __init__(
-        self, number: int, connection: socket.socket, dump: int, tell: Callable[[ToNursery], None]
+        self,
+        number: int,
+        connection: socket.socket,
+        dump: int,
+        tell: Callable[[ToNursery], None],
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
         self.connection = connection
@@ -75,6 +82,8 @@ class RunnerHandle:
         self.ended = threading.Event()
         self._dump = dump
         self._tell = tell
+        self._leave = leave
+        self._ending = threading.Lock()
         self._first_memory = 0
 
     def memory(self) -> int:
@@ -110,9 +119,13 @@ class RunnerHandle:
             self._dump = -1
 
     def note_end(self, exit_code: int | None) -> None:
-        """It has ended."""
-        self.exit_code = exit_code
-        self.ended.set()
+        """It has ended. Whoever hears of it first says how."""
+        with self._ending:
+            if self.ended.is_set():
+                return
+            self.exit_code = exit_code
+            self._leave()
+            self.ended.set()
         self.known.set()
         with suppress(OSError):  # a process that the job has left may hold the other end open
             self.connection.shutdown(socket.SHUT_RD)
@@ -123,10 +136,12 @@ class Pool:
 
     Args:
         modules: Those that declare isolated actors.
+        places: Where runners keep their metrics, if anybody looks.
     """
 
-    def __init__(self, modules: Iterable[str]) -> None:
+    def __init__(self, modules: Iterable[str], places: RunnerPlaces | None = None) -> None:
         self._modules = sorted(set(modules))
+        self._places = places
         self._lock = threading.Lock()
         self._idle: list[RunnerHandle] = []
         self._all: dict[int, RunnerHandle] = {}
@@ -148,7 +163,11 @@ class Pool:
                     if not runner.ended.is_set():
                         return runner
                     runner.close()
-            runner = self._fork()
+            if self._idle:  # it has run too many jobs for this one, and would be one more than there are threads
+                self._idle.pop(0).close()
+        place = None if self._places is None else self._places.take()  # it may wait for others to end
+        with self._lock:
+            runner = self._fork(place)
         if not runner.known.wait(_START_SECONDS) or runner.ended.is_set():
             self.end(runner)
             raise IsolatedJobDied(
@@ -189,7 +208,7 @@ class Pool:
 
     # -- the nursery -------------------------------------------------------------------------------------
 
-    def _fork(self) -> RunnerHandle:
+    def _fork(self, place: int | None) -> RunnerHandle:
         if self._control is None:
             self._refusal = ""
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -198,14 +217,21 @@ class Pool:
             ).start()
         ours, its = socket.socketpair()
         dump = os.memfd_create("callboard-stack")
-        runner = RunnerHandle(next(self._numbers), ours, dump, self._tell)
+        files, leave = [its.fileno(), dump], partial(self._leave, place)
+        if self._places is not None and place is not None:
+            files.append(self._places.file)
+        runner = RunnerHandle(next(self._numbers), ours, dump, self._tell, leave)
         self._all[runner.number] = runner
         with its:
             try:
-                socket.send_fds(self._control, [_encode(Fork(runner.number))], [its.fileno(), dump])
+                socket.send_fds(self._control, [_encode(Fork(runner.number, place))], files)
             except OSError:
                 runner.note_end(None)
         return runner
+
+    def _leave(self, place: int | None) -> None:
+        if self._places is not None and place is not None:
+            self._places.leave(place)
 
     def _tell(self, order: ToNursery) -> None:
         control = self._control
@@ -224,6 +250,7 @@ class Pool:
             log_level=options.level,
             log_style=options.style,
             log_successes=options.successes,
+            shares=self._places is not None,
         )
         try:
             process = subprocess.Popen(  # noqa: S603  ourselves

@@ -33,6 +33,7 @@ from callboard.brokers.base import Broker
 from callboard.context import Cancelled, LeaseLost, Run, enter_run
 from callboard.errors import Permanent, StoreUnavailable
 from callboard.loggers import get_logger
+from callboard.metrics.runners import join_loaded
 from callboard.worker.event_loop import JobLoopThread
 from callboard.worker.isolation import failure
 from callboard.worker.isolation.protocol import (
@@ -225,6 +226,7 @@ class Runner:
 
     def _find(self, job: Job) -> dramatiq.Actor[Any, Any]:
         found: Any = getattr(import_module(job.module), job.name, None)
+        join_loaded()
         if not isinstance(found, dramatiq.Actor):
             raise Permanent(f"'{job.module}' has no actor '{job.name}' where isolated jobs run")
         if isinstance(found.broker, Broker):
