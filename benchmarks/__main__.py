@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from benchmarks import gates
+from benchmarks import asked, gates
 from benchmarks.bench import Bench
 from benchmarks.figures import Figures
 from benchmarks.measurements import far_future, growth, many_queues, mixed, peers
@@ -96,8 +96,8 @@ def measured(bench: Bench, name: str, report: Report) -> bool:
 def summary(report: Report) -> str:
     """The gates and aims of what was measured."""
     texts = gates.in_the_way()
-    made = tuple(gate for gate in gates.GATES if gate.measurement in report.figures)
-    aims = tuple(gate for gate in gates.AIMS if gate.measurement in report.figures)
+    made = tuple(gate for gate in asked.GATES if gate.measurement in report.figures)
+    aims = tuple(gate for gate in asked.AIMS if gate.measurement in report.figures)
     return "\n\n".join(
         gates.table(some, report.figures, texts, heading)
         for some, heading in ((made, "gate"), (aims, "aim"))

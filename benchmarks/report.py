@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gates
+from benchmarks import asked, gates
 from benchmarks.figures import Figures
 from benchmarks.measurements.peers import how_each_is_set_up
 
@@ -59,11 +59,11 @@ class Report:
 
     def gates(self) -> str:
         """The table of gates."""
-        return gates.table(gates.GATES, self.figures, gates.in_the_way(), "gate")
+        return gates.table(asked.GATES, self.figures, gates.in_the_way(), "gate")
 
     def aims(self) -> str:
         """The table of aims."""
-        return gates.table(gates.AIMS, self.figures, gates.in_the_way(), "aim")
+        return gates.table(asked.AIMS, self.figures, gates.in_the_way(), "aim")
 
     def page(self, text: str) -> str:
         """The page with all its generated parts made anew."""
