@@ -89,7 +89,11 @@ class Recipient:
         Raises:
             ValueError: More than one job is to have one id.
         """
-        rest = iter(payloads)
+        rest: Iterator[Mapping[str, Any] | BaseModel]
+        if isinstance(payloads, list | tuple):
+            rest = iter(payloads)
+        else:  # a generator may fill one mapping again and again
+            rest = (dict(item) if isinstance(item, Mapping) else item for item in payloads)
         while items := list(islice(rest, _MADE_AT_ONCE)):
             if options.job_id and len(items) > 1:
                 raise ValueError(f"job_id={options.job_id!r} names one job, and there are more to send")

@@ -28,7 +28,7 @@ def select_queues(declared: Iterable[str], patterns: Sequence[str]) -> list[str]
     wanted = [pattern.strip() for text in patterns for pattern in text.split(",") if pattern.strip()]
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UnknownQueue(f"no queue matches '{pattern}'; there are {', '.join(names)}")
+            raise UnknownQueue(f"no queue matches '{pattern}'; there are {', '.join(summed_up(names))}")
     return [name for name in names if not wanted or any(fnmatchcase(name, p) for p in wanted)]
 
 

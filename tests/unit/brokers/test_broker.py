@@ -7,7 +7,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -143,6 +143,17 @@ def test_a_delay_waits_in_the_broker(note: Any, claim: Claim, clock: Clock) -> N
     assert claim() == []
     clock.now += 3600
     assert len(claim()) == 1
+
+
+def test_a_generator_may_fill_one_mapping_again_and_again(note: Any, broker: Broker) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        row: dict[str, Any] = {}
+        for number in range(3):
+            row["text"] = str(number)
+            yield row
+
+    messages = note.send_many(rows())
+    assert [message.kwargs["text"] for message in messages] == ["0", "1", "2"]
 
 
 def test_a_delay_over_300_days_is_refused(note: Any) -> None:
