@@ -1,8 +1,8 @@
 """Claiming: one connection a worker, with a channel for each of its queues.
 
 The life of a delivery: RabbitMQ sends it ahead of being asked, up to the prefetch; the link's thread puts it
-with those that wait; `fetch` takes it out. It is let go by an ack, which is gathered with others
-for a millisecond or two, or by a give-back. When its channel closes first, RabbitMQ gives it to somebody
+with those that wait; `fetch` takes it out. It is let go by an ack, which stands for those before it too if they are
+done within two milliseconds, or by a give-back. When its channel closes first, RabbitMQ gives it to somebody
 else: if it wasn't fetched yet it is dropped here, and otherwise its ack will be.
 
 The prefetch begins at the queue's share of the budget. What nobody has fetched for a while goes back to the
@@ -42,7 +42,7 @@ from callboard.queues import priority_of
 log = get_logger(__name__)
 
 MOVE_DEADLINE = 5.0
-#: Seconds for which an ack may wait for others.
+#: Seconds for which an ack waits for those before it.
 _GATHER = 0.002
 #: Seconds after which a delivery that nobody has fetched goes back.
 _STALE = 0.5
@@ -177,12 +177,7 @@ class RabbitmqIntake(Intake):
         claim: Claim = delivery.token
         claim.let_go = True
         self._acks.append(claim)
-        # To wake the link's thread costs more than all the rest of an ack.
-        if len(self._acks) >= claim.hold.enough:
-            self._settle_soon()
-        elif not self._gathering:
-            self._gathering = True
-            self._link.call(self._gather)
+        self._settle_soon()
 
     def move(self, delivery: Delivery, outgoing: Outgoing) -> None:
         self._publisher.put([outgoing], MOVE_DEADLINE)

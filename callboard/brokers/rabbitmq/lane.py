@@ -49,7 +49,6 @@ class Hold:
         "_acked_at",
         "_syncing",
         "channel",
-        "enough",
         "fetched",
         "is_open",
         "last_tag",
@@ -65,8 +64,6 @@ class Hold:
         self.unacked = Unacked()
         self.last_tag = 0
         self.prefetch = 1  # of the next consumer
-        #: With so many acks unsent the server may already wait for room in the prefetch.
-        self.enough = 1
         self.fetched = 0  # how many of its deliveries were fetched since somebody set this to 0
         self._acked, self._acked_at = 0, 0.0
         self._syncing: deque[Callable[[], None]] = deque()
