@@ -9,6 +9,7 @@ loses a number nor counts it twice.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import threading
@@ -47,8 +48,7 @@ class RunnerMemory:
     def __init__(self, blocks: int, places: int) -> None:
         self.places = places
         self.states = mmap.mmap(-1, blocks * places)
-        self.file = os.memfd_create("callboard-metrics")
-        os.ftruncate(self.file, blocks * places * _BYTES)  # what isn't written to takes no memory
+        self.file = _file(blocks * places * _BYTES)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def of(self, block: int) -> RunnerPlaces:
@@ -149,6 +149,19 @@ class RunnerPlaces:
         if not self._warned:
             self._warned = True
             log.warning("no room for the metrics of more isolated jobs at once, some aren't counted")
+
+
+def _file(size: int) -> int:
+    """A file that takes as much memory as is written to it.
+
+    A job that writes to every open file of its process, or cuts them all short, harms nobody's numbers: the file stands
+    at its end, and can neither grow nor shrink.
+    """
+    file = os.memfd_create("callboard-metrics", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(file, size)
+    os.lseek(file, 0, os.SEEK_END)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return file
 
 
 @contextmanager

@@ -116,6 +116,12 @@ def test_a_process_can_be_for_one_job_only(bench: Bench) -> None:
     assert os.getpid() not in pids
 
 
+def test_a_process_that_no_longer_suits_makes_room_for_one_that_does(bench: Bench) -> None:
+    used = bench.result("describe", numbers=[], moment=1)["pid"]
+    assert bench.result("tell_pid_once") != used
+    until(lambda: not is_alive(used))
+
+
 def test_async_jobs_are_isolated_too(bench: Bench) -> None:
     assert bench.result("wait_a_little", seconds=0.01) != os.getpid()
 

@@ -251,7 +251,7 @@ def test_what_isolated_jobs_count_is_summed_over_their_processes(loaded: str, ap
     app.write("actors/shop.py", _ISOLATED + (_THREAD if loaded == "by each" else ""))
     port = Port(app)
     port.ready(2)
-    count = 24 if loaded == "once" else 8
+    count = 24 if loaded == "once" else 5
     for number in range(count):
         app.send(("sell", "sell-alone", "sell-here")[number % 3], number=number)
     until(lambda: port.total("callboard_jobs_succeeded_total") == 2 * count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 from collections.abc import Iterator
@@ -139,6 +140,18 @@ def test_a_job_that_writes_all_over_its_memory_spoils_its_own_numbers_alone(
     for number in range(1, 4):  # the last is where the mad one was
         places.leave(_run(places, monkeypatch, sales=1))
         assert _told(totals, "shop_sales_total") == 5 + number
+
+
+def test_a_job_that_writes_to_every_open_file_or_cuts_it_short_spoils_nothing(
+    totals: Totals, monkeypatch: Patch
+) -> None:
+    places = _places(totals)
+    _run(places, monkeypatch, sales=5)
+    with pytest.raises(PermissionError):
+        os.write(places.file, b"nonsense" * 1000)
+    with pytest.raises(PermissionError):
+        os.ftruncate(places.file, 0)
+    assert _told(totals, "shop_sales_total") == 5
 
 
 def test_jobs_that_a_runner_sends_are_counted_also_if_it_loads_the_application_itself(
