@@ -470,6 +470,13 @@ def test_a_delayed_job_that_came_ahead_of_its_time_goes_to_another_when_its_work
         other.ack(delivery)
 
 
+def test_jobs_that_became_due_while_the_ladder_was_built_come_in_their_order(driver: RabbitmqDriver) -> None:
+    driver.put(
+        [message(number, delay=-delay) for number, delay in enumerate([1.0, 4.0, 2.0])], deadline=PATIENCE
+    )
+    assert numbers(take(intake(driver, "mail.high"), 3)) == [1, 2, 0]
+
+
 @pytest.mark.parametrize("namespace", ["", "shop"])
 def test_a_delayed_job_whose_queue_was_deleted_meanwhile_still_arrives(
     open_driver: Open, amqp_url: str, namespace: str

@@ -320,10 +320,9 @@ class Publisher:
                 delay = max(UNIT, message.due - LEAD - now)
                 way = self._ladder.way(named(self._namespace, message.queue), delay)
                 method = frames.publish_method(self._number, *way)
-                since = message.due
             else:
                 method = self._method(message.queue)
-                since = now
+            since = now if message.due is None else max(0.0, message.due)
             content = frames.publish_content(self._number, message, since, self._frame_max, again=entry.lost)
         except (ValueError, OverflowError) as error:
             entry.batch.fail(entry, str(error))
