@@ -181,13 +181,16 @@ class Run:
             StoreUnavailable
             LeaseLost
         """
-        if self.still_ours is not None and not self.still_ours():
+        if not self._is_ours():
             raise LeaseLost("its job is another worker's by now")
         self._reporter.save_checkpoint(self.id, state)
 
+    def _is_ours(self) -> bool:
+        return self.still_ours is None or self.still_ours()
+
     def report(self) -> None:
         """Pass on what the job last said of its progress, if that hasn't been done."""
-        if self._news is not None and self._interrupted is not LeaseLost:
+        if self._news is not None and self._interrupted is not LeaseLost and self._is_ours():
             (fraction, note), self._news = self._news, None
             self._next_report = time.monotonic() + _REPORT_SECONDS
             self._reporter.report_progress(self, fraction, note)

@@ -32,7 +32,8 @@ from callboard.loggers import get_logger
 from callboard.process import worker_name
 from callboard.states import State
 from callboard.store.base import Store
-from callboard.store.leases import LEASE, free_lease, take_lease
+from callboard.store.leases import LEASE, free_lease, lease_owner, take_lease
+from callboard.worker.redeliveries import WAIT
 from callboard.worker.slots import LOST, Slot, SlotMemory, Slots
 
 log = get_logger(__name__)
@@ -176,25 +177,40 @@ class Fence:
     def holds(self, message: ClaimedMessage, thread: int) -> bool:
         """Whether the run of a message, in a thread, may still tell what it came to.
 
-        One that never had a lease may: it was short, or the store was away, and then nobody starts what he gets again.
-        If its lease has run out, the store is asked, and the job's record, as another run may have come and gone. While
-        the store is away, the claim decides.
+        One that was short may: before two seconds nobody starts what he gets again. If its lease has run out, the
+        store is asked, and the job's record, as another run may have come and gone. While the store is away, the claim
+        decides.
         """
-        if message.run is None or time.monotonic() - message.run.started < HELD_FROM:
+        seconds = 0.0 if message.run is None else time.monotonic() - message.run.started
+        if seconds < HELD_FROM:
             return True
-        slot = self._slots.run_of(thread)
-        if slot is None or slot.lease is None:
+        slot, store = self._slots.run_of(thread), self._broker.store
+        if slot is None or store is None:
             return True
+        if slot.lease is None:
+            return seconds < WAIT or self._is_alone(store, message)
         if slot.lease == LOST:
             return False
         if self._clock() < slot.lease:
             return True
-        store = self._broker.store
-        assert store is not None
         try:
             return take_lease(store, slot.job_id, self._owner) and not _ran_elsewhere(store, message)
         except StoreUnavailable:
             return message.intake.holds(message.delivery)
+
+    def _is_alone(self, store: Store, message: ClaimedMessage) -> bool:
+        """Whether nobody else has run the job of a long run that never had a lease: its host was frozen before, or the
+        store is away. In that case nobody starts what he gets again."""
+        try:
+            if _ran_elsewhere(store, message):
+                return False
+            # Somebody else's may be what an earlier attempt has left.
+            return message.intake.holds(message.delivery) or lease_owner(store, message.message_id) in (
+                None,
+                self._owner,
+            )
+        except StoreUnavailable:
+            return True
 
 
 def _ran_elsewhere(store: Store, message: ClaimedMessage) -> bool:

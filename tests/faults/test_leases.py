@@ -217,6 +217,26 @@ def test_a_host_that_is_frozen_for_longer_than_its_lease_loses_its_job_and_recor
     assert starts(app, job) == 2
 
 
+@pytest.mark.slow
+def test_a_host_that_is_frozen_before_its_job_has_a_lease_records_nothing_either(
+    app: App, queue: Queue
+) -> None:
+    first = app.start(processes=1, threads=2)
+    (pid,) = first.ready(1)
+    processes = _session(first)
+    job = app.send("keep-at-it", gate="open")
+    until(lambda: app.notes("start"))
+    with frozen(processes):
+        app.start(processes=1, threads=2).ready(1)
+        until(lambda: starts(app, job) == 2, PATIENCE)
+        app.open("open")
+        until(lambda: (r := app.store.get(job)) and r.state.is_end)
+    until(lambda: len(app.notes("end")) == 2)  # the late one is none the wiser
+    record = until(lambda: (r := app.store.get(job)) and r.events and r)
+    assert "another worker has the job" in record.events[0].text
+    assert record.worker.split(":")[1] == app.notes("end")[0][2] != str(pid)
+
+
 def _session(worker: SupervisedWorker) -> list[int]:
     """All processes of a worker."""
     found = []

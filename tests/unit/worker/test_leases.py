@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from callboard import LeaseLost, State, current_job
 from callboard.actor import ActorDecorator
 from callboard.brokers.base import Broker
 from callboard.brokers.stub import StubDriver, StubIntake
+from callboard.context import enter_run
 from callboard.errors import StoreUnavailable
 from callboard.operations.why import explain, gather
 from callboard.process import worker_name
@@ -21,6 +22,7 @@ from callboard.store.base import Change, Store
 from callboard.store.leases import LEASE, free_lease, lease_owner, take_lease
 from callboard.store.results import StoreResultBackend
 from callboard.worker.leases import HELD_FROM, Fence, Leases, needs_leases
+from callboard.worker.redeliveries import WAIT
 from callboard.worker.slots import LOST, SlotMemory
 from tests.unit.worker.conftest import PATIENCE, Gate, Working
 
@@ -327,8 +329,9 @@ class _Run:
 
 
 @pytest.fixture
-def late(broker: Broker, actor: ActorDecorator, memory: SlotMemory, clock: Clock) -> _Run:
-    return _Run(broker, actor, memory, clock)
+def late(broker: Broker, actor: ActorDecorator, memory: SlotMemory, clock: Clock) -> Iterator[_Run]:
+    yield _Run(broker, actor, memory, clock)
+    enter_run(None)
 
 
 def test_a_lease_that_has_run_out_is_taken_anew_if_nobody_has_come(late: _Run, broker: Broker) -> None:
@@ -371,6 +374,75 @@ def test_while_the_store_is_away_the_claim_decides(
     assert isinstance(late.intake, StubIntake)
     late.intake.crash()
     assert not late.holds()
+
+
+class _Unleased(_Run):
+    """A long run that never had a lease: its host was frozen as it had just begun, for instance."""
+
+    def __init__(self, broker: Broker, actor: ActorDecorator, memory: SlotMemory, clock: Clock) -> None:
+        super().__init__(broker, actor, memory, clock)
+        memory.of(0).start(1, self.id)
+        assert self.message.run is not None
+        self.message.run.started -= WAIT
+
+
+@pytest.fixture
+def unleased(broker: Broker, actor: ActorDecorator, memory: SlotMemory, clock: Clock) -> Iterator[_Unleased]:
+    yield _Unleased(broker, actor, memory, clock)
+    enter_run(None)
+
+
+def test_a_late_runs_progress_is_not_recorded(late: _Run, broker: Broker) -> None:
+    assert broker.store is not None
+    assert broker.recorder is not None
+    run = late.message.run
+    assert run is not None
+    run.still_ours = late.holds
+    take_lease(broker.store, late.id, OTHER)
+    run.progress(0.5, "late")
+    assert broker.recorder.flush(PATIENCE)
+    record = broker.store.get(late.id)
+    assert record is not None
+    assert record.progress_note != "late"
+
+
+def test_a_long_run_without_a_lease_is_the_jobs_if_nobody_has_come(unleased: _Unleased) -> None:
+    assert unleased.holds()
+    assert isinstance(unleased.intake, StubIntake)
+    unleased.intake.crash()
+    assert unleased.holds()
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.SUCCEEDED])
+def test_a_long_run_without_a_lease_is_late_if_somebody_has_come(
+    unleased: _Unleased, broker: Broker, state: State
+) -> None:
+    assert broker.store is not None
+    change = Change(
+        job_id=unleased.id, order=order(0, state), state=state, at=time.time(), worker="host-b:9:z"
+    )
+    broker.store.write([change])
+    assert not unleased.holds()
+
+
+def test_a_long_run_without_a_lease_is_late_if_its_claim_is_gone_and_somebody_has_a_lease(
+    unleased: _Unleased, broker: Broker
+) -> None:
+    assert broker.store is not None
+    take_lease(broker.store, unleased.id, OTHER)
+    assert unleased.holds()  # an earlier attempt may have left it
+    assert isinstance(unleased.intake, StubIntake)
+    unleased.intake.crash()
+    assert not unleased.holds()
+
+
+def test_a_long_run_without_a_lease_is_the_jobs_while_the_store_is_away(
+    unleased: _Unleased, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "store", _Away())
+    assert isinstance(unleased.intake, StubIntake)
+    unleased.intake.crash()
+    assert unleased.holds()
 
 
 # -- who needs leases, and what is said of them --------------------------------------------------------------
