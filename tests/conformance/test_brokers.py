@@ -24,7 +24,7 @@ from pydantic import BaseModel, SecretStr
 from callboard import Permanent, Priority, RetryPolicy, Snooze, State, current_job, envelope
 from callboard.brokers import receiving, settling
 from callboard.brokers.base import Broker
-from callboard.brokers.driver import Delivery, Intake
+from callboard.brokers.driver import Intake
 from callboard.client import Client
 from callboard.envelope import Headers, Signer
 from callboard.errors import StoreUnavailable
@@ -35,6 +35,7 @@ from callboard.store.base import Store
 from callboard.store.control import ControlWatch
 from callboard.worker import shutdown
 from tests.conformance.rig import LULL, PATIENCE, Rig
+from tests.deliveries import take
 from tests.patience import until
 
 pytestmark = pytest.mark.usefixtures("plain_tracebacks")
@@ -83,16 +84,6 @@ def gate(rig: Rig) -> Iterator[Gate]:
     gate = Gate(rig)
     yield gate
     gate.opened.set()  # whatever went wrong, the worker can stop
-
-
-def take(intake: Intake, wanted: int) -> list[Delivery]:
-    """Fetch until so many messages are here."""
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted and time.monotonic() < end:
-        found += intake.fetch(wanted - len(found), 1.0)
-    assert len(found) == wanted, f"{len(found)} of {wanted} messages came"
-    return found
 
 
 def assert_nothing_comes(intake: Intake) -> None:

@@ -29,6 +29,7 @@ from callboard.brokers.driver import (
     Verdict,
 )
 from callboard.servers import PrivateRabbitmq, PrivateRedis
+from tests.deliveries import message, numbers, take
 from tests.patience import until
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
@@ -169,29 +170,8 @@ def driver(subject: Subject) -> Driver:
     return subject.driver()
 
 
-def message(
-    number: int, queue: str = "mail.high", *, delay: float | None = None, headers: bytes = b""
-) -> Outgoing:
-    due = None if delay is None else time.time() + delay
-    return Outgoing(queue, b"%d" % number, f"job-{number}", headers, due)
-
-
 def put(driver: Driver, *messages: Outgoing) -> None:
     driver.put(messages, deadline=PATIENCE)
-
-
-def numbers(messages: list[Delivery] | list[StoredMessage]) -> list[int]:
-    return [int(found.body) for found in messages]
-
-
-def take(intake: Intake, wanted: int, *, limit: int = 1000) -> list[Delivery]:
-    """Fetch until `wanted` messages are here."""
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted and time.monotonic() < end:
-        found += intake.fetch(min(limit, wanted - len(found)), 1.0)
-    assert len(found) == wanted, f"{len(found)} of {wanted} messages came"
-    return found
 
 
 def assert_nothing_comes(intake: Intake) -> None:
@@ -218,7 +198,7 @@ def test_a_message_comes_out_as_it_went_in(subject: Subject, driver: Driver) -> 
 
 
 def test_empty_headers_stay_empty(subject: Subject, driver: Driver) -> None:
-    put(driver, message(1))
+    put(driver, message(1, headers=b""))
     (delivery,) = take(subject.intake(driver, "mail.high"), 1)
     assert delivery.headers == b""
 

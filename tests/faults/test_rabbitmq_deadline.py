@@ -19,6 +19,7 @@ from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.envelope import new_job_id
 from callboard.errors import FateUnknown, NotQueued, PartlySent, SendError
 from callboard.servers import PrivateRabbitmq
+from tests.closing import closing_all
 
 DEADLINE = 1.0
 #: A busy machine may wake a waiting thread late; one that waits for a connection would take minutes.
@@ -30,15 +31,11 @@ Send = Callable[[Broker, int], list[Message[Any]]]
 
 @pytest.fixture
 def open_broker() -> Iterator[Open]:
-    opened: list[Broker] = []
+    def new(url: str, *, deadline: float = DEADLINE) -> Broker:
+        return Broker(RabbitmqDriver(url), send_deadline=deadline)
 
-    def open_one(url: str, *, deadline: float = DEADLINE) -> Broker:
-        opened.append(Broker(RabbitmqDriver(url), send_deadline=deadline))
-        return opened[-1]
-
-    yield open_one
-    for broker in opened:
-        broker.close()
+    with closing_all(new) as open_one:
+        yield open_one
 
 
 @pytest.fixture(scope="module")

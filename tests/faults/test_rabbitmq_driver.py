@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
-from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
+from callboard.brokers.driver import Intake, IntakeOptions, PutError
 from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.errors import BrokerUnavailable
 from callboard.servers import PrivateRabbitmq
 from callboard.servers.proxy import FaultProxy
+from tests.closing import closing_all
+from tests.deliveries import message, numbers, ready, take
 from tests.patience import until
 
 PATIENCE = 30.0
@@ -29,41 +31,12 @@ Open = Callable[..., RabbitmqDriver]
 @pytest.fixture
 def open_driver() -> Iterator[Open]:
     """Opens drivers that are closed at the end."""
-    opened: list[RabbitmqDriver] = []
-
-    def open_one(url: str) -> RabbitmqDriver:
-        opened.append(RabbitmqDriver(url))
-        return opened[-1]
-
-    yield open_one
-    for driver in opened:
-        driver.close()
-
-
-def message(number: int, queue: str = "mail.high", *, delay: float | None = None) -> Outgoing:
-    due = None if delay is None else time.time() + delay
-    return Outgoing(queue, b"%d" % number, f"job-{number}", b"", due)
+    with closing_all(RabbitmqDriver) as open_one:
+        yield open_one
 
 
 def intake(driver: RabbitmqDriver, *queues: str, budget: int = 100) -> Intake:
     return driver.open_intake(IntakeOptions(queues=queues, budget=budget, worker="test"))
-
-
-def take(hand: Intake, wanted: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted and time.monotonic() < end:
-        found += hand.fetch(wanted - len(found), 1.0)
-    assert len(found) == wanted, f"{len(found)} of {wanted} messages came"
-    return found
-
-
-def numbers(deliveries: list[Delivery]) -> list[int]:
-    return [int(delivery.body) for delivery in deliveries]
-
-
-def ready(driver: RabbitmqDriver, queue: str = "mail.high") -> int:
-    return driver.counts([queue])[queue].ready
 
 
 # -- connections that the server closes

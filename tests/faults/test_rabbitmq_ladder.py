@@ -11,6 +11,7 @@ import pytest
 from callboard.brokers.driver import Intake, IntakeOptions, Outgoing
 from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.servers import PrivateRabbitmq
+from tests.closing import closing_all
 
 PATIENCE = 60.0
 
@@ -19,15 +20,8 @@ Open = Callable[[str], RabbitmqDriver]
 
 @pytest.fixture
 def open_driver() -> Iterator[Open]:
-    opened: list[RabbitmqDriver] = []
-
-    def open_one(url: str) -> RabbitmqDriver:
-        opened.append(RabbitmqDriver(url))
-        return opened[-1]
-
-    yield open_one
-    for driver in opened:
-        driver.close()
+    with closing_all(RabbitmqDriver) as open_one:
+        yield open_one
 
 
 def intake(driver: RabbitmqDriver) -> Intake:

@@ -14,15 +14,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import pytest
 import redis
 
-from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
+from callboard.brokers.driver import Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.redis import RedisDriver
 from callboard.servers import PrivateRedis
+from tests.closing import closing_all
+from tests.deliveries import put, take
 from tests.patience import until
 
 PATIENCE = 60.0
@@ -79,35 +82,15 @@ def running(url: str, code: str, *, lease: float = LEASE) -> Iterator[subprocess
 @pytest.fixture
 def open_driver() -> Iterator[Callable[..., RedisDriver]]:
     """Opens drivers that are closed at the end."""
-    opened: list[RedisDriver] = []
-
-    def open_one(url: str, *, lease: float = LEASE) -> RedisDriver:
-        opened.append(RedisDriver(url, lease=lease))
-        return opened[-1]
-
-    yield open_one
-    for driver in opened:
-        driver.close()
+    with closing_all(partial(RedisDriver, lease=LEASE)) as open_one:
+        yield open_one
 
 
 Open = Callable[..., RedisDriver]
 
 
-def put(driver: RedisDriver, *numbers: int) -> None:
-    driver.put([Outgoing("mail.high", b"%d" % n, f"job-{n}") for n in numbers], deadline=PATIENCE)
-
-
 def open_intake(driver: RedisDriver, worker: str = "test") -> Intake:
     return driver.open_intake(IntakeOptions(queues=["mail.high"], budget=1000, worker=worker))
-
-
-def take(intake: Intake, wanted: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted:
-        assert time.monotonic() < end, f"{len(found)} of {wanted} came"
-        found += intake.fetch(wanted - len(found), 1.0)
-    return found
 
 
 HOLDER = """

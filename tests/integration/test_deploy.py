@@ -24,11 +24,13 @@ import redis.exceptions
 import structlog
 
 from callboard.brokers import open_driver
-from callboard.brokers.driver import Delivery, Driver, Intake, IntakeOptions, Outgoing, PutError, Verdict
+from callboard.brokers.driver import Driver, Intake, IntakeOptions, PutError, Verdict
 from callboard.errors import BrokerUnavailable
 from callboard.servers import PrivateRabbitmq, PrivateRedis
 from callboard.settings import Settings
 from deploy import credentials
+from tests.closing import closing_all
+from tests.deliveries import message, take
 
 PATIENCE = 60.0
 DEPLOY = Path(credentials.__file__).parent
@@ -40,15 +42,8 @@ Open = Callable[[str], Driver]
 @pytest.fixture
 def open_one() -> Iterator[Open]:
     """Opens drivers that are closed at the end."""
-    opened: list[Driver] = []
-
-    def open_it(url: str) -> Driver:
-        opened.append(open_driver(url))
-        return opened[-1]
-
-    yield open_it
-    for driver in opened:
-        driver.close()
+    with closing_all(open_driver) as open_it:
+        yield open_it
 
 
 def urls(folder: Path, server: str) -> dict[str, str]:
@@ -57,22 +52,8 @@ def urls(folder: Path, server: str) -> dict[str, str]:
             for role in ("worker", "producer")}  # fmt: skip
 
 
-def message(number: int, queue: str = "mail.high", *, delay: float | None = None) -> Outgoing:
-    due = None if delay is None else time.time() + delay
-    return Outgoing(queue, b"%d" % number, f"job-{number}", b"", due)
-
-
 def intake(driver: Driver, queue: str) -> Intake:
     return driver.open_intake(IntakeOptions(queues=(queue,), budget=10, worker="test"))
-
-
-def take(hand: Intake, wanted: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted and time.monotonic() < end:
-        found += hand.fetch(wanted - len(found), 1.0)
-    assert len(found) == wanted, f"{len(found)} of {wanted} messages came"
-    return found
 
 
 # -- RabbitMQ

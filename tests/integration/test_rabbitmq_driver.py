@@ -19,7 +19,6 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.channel import Channel
 
 from callboard.brokers.driver import (
-    Delivery,
     Intake,
     IntakeOptions,
     Outgoing,
@@ -31,6 +30,8 @@ from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.brokers.rabbitmq.script import Script
 from callboard.errors import BrokerUnavailable, CallboardError
 from callboard.servers import PrivateRabbitmq
+from tests.closing import closing_all
+from tests.deliveries import message, numbers, ready, take
 from tests.patience import until
 
 PATIENCE = 30.0
@@ -41,15 +42,8 @@ Open = Callable[..., RabbitmqDriver]
 @pytest.fixture
 def open_driver(amqp_url: str) -> Iterator[Open]:
     """Opens drivers that are closed at the end."""
-    opened: list[RabbitmqDriver] = []
-
-    def open_one(url: str = amqp_url, **options: str) -> RabbitmqDriver:
-        opened.append(RabbitmqDriver(url, **options))
-        return opened[-1]
-
-    yield open_one
-    for driver in opened:
-        driver.close()
+    with closing_all(RabbitmqDriver) as open_one:
+        yield lambda url=amqp_url, **options: open_one(url, **options)
 
 
 @pytest.fixture
@@ -67,30 +61,8 @@ def plain_channel(url: str) -> Iterator[BlockingChannel]:
         connection.close()
 
 
-def message(number: int, queue: str = "mail.high", *, delay: float | None = None) -> Outgoing:
-    due = None if delay is None else time.time() + delay
-    return Outgoing(queue, b"%d" % number, f"job-{number}", b"h%d" % number, due)
-
-
 def intake(driver: RabbitmqDriver, *queues: str, budget: int = 100) -> Intake:
     return driver.open_intake(IntakeOptions(queues=queues, budget=budget, worker="test"))
-
-
-def take(hand: Intake, wanted: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted and time.monotonic() < end:
-        found += hand.fetch(wanted - len(found), 1.0)
-    assert len(found) == wanted, f"{len(found)} of {wanted} messages came"
-    return found
-
-
-def numbers(messages: list[Delivery] | list[StoredMessage]) -> list[int]:
-    return [int(found.body) for found in messages]
-
-
-def ready(driver: RabbitmqDriver, queue: str) -> int:
-    return driver.counts([queue])[queue].ready
 
 
 # -- what is wrong, in one sentence

@@ -24,7 +24,6 @@ from callboard.brokers.driver import (
     Delivery,
     Intake,
     IntakeOptions,
-    Outgoing,
     PutError,
     StoredMessage,
     Verdict,
@@ -36,6 +35,8 @@ from callboard.errors import BrokerUnavailable
 from callboard.redis.link import Link
 from callboard.servers import PrivateRedis
 from callboard.servers.process import PORTS
+from tests.closing import closing_all
+from tests.deliveries import message, numbers, put, take
 from tests.patience import until
 
 PATIENCE = 30.0
@@ -47,15 +48,8 @@ Installed = Callable[[Callable[[], PrivateRedis]], PrivateRedis]
 @pytest.fixture
 def open_driver(redis_url: str) -> Iterator[Open]:
     """Opens drivers that are closed at the end."""
-    opened: list[RedisDriver] = []
-
-    def open_one(url: str = redis_url, **options: Any) -> RedisDriver:
-        opened.append(RedisDriver(url, **options))
-        return opened[-1]
-
-    yield open_one
-    for driver in opened:
-        driver.close()
+    with closing_all(RedisDriver) as open_one:
+        yield lambda url=redis_url, **options: open_one(url, **options)
 
 
 @pytest.fixture
@@ -73,30 +67,8 @@ def server(redis_url: str) -> Iterator[Any]:
     client.close()
 
 
-def message(number: int, queue: str = "mail.high", *, delay: float | None = None) -> Outgoing:
-    due = None if delay is None else time.time() + delay
-    return Outgoing(queue, b"%d" % number, f"job-{number}", b"h%d" % number, due)
-
-
-def put(driver: RedisDriver, *numbers: int) -> None:
-    driver.put([message(number) for number in numbers], deadline=PATIENCE)
-
-
 def intake(driver: RedisDriver, *queues: str, budget: int = 1000, worker: str = "test") -> Intake:
     return driver.open_intake(IntakeOptions(queues=queues or ("mail.high",), budget=budget, worker=worker))
-
-
-def take(hand: Intake, wanted: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted and time.monotonic() < end:
-        found += hand.fetch(wanted - len(found), 1.0)
-    assert len(found) == wanted, f"{len(found)} of {wanted} messages came"
-    return found
-
-
-def numbers(deliveries: list[Delivery] | list[StoredMessage]) -> list[int]:
-    return [int(delivery.body) for delivery in deliveries]
 
 
 # -- waiting and being woken
@@ -548,7 +520,7 @@ def test_a_redis_that_may_evict_jobs_is_refused(open_driver: Open, server: Any) 
         driver.ping()
     with structlog.testing.capture_logs() as logs:
         assert intake(driver).fetch(1, 0.1) == []
-    assert any("may evict jobs" in str(entry.get("error")) for entry in logs)
+    assert any("may evict jobs" in str(entry.get("reason")) for entry in logs)
 
 
 def test_a_redis_that_writes_nothing_down_is_warned_of_once(

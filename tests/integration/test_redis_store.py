@@ -20,6 +20,7 @@ from callboard.store.base import Change, Control, Query
 from callboard.store.control import ControlWatch
 from callboard.store.recorder import Recorder
 from callboard.store.redis import RedisStore
+from tests.closing import closing_all
 from tests.patience import until
 
 PATIENCE = 30.0
@@ -31,15 +32,8 @@ Open = Callable[..., RedisStore]
 @pytest.fixture
 def open_store(redis_url: str) -> Iterator[Open]:
     """Opens stores that are closed at the end."""
-    opened: list[RedisStore] = []
-
-    def open_one(url: str = redis_url, **options: Any) -> RedisStore:
-        opened.append(RedisStore(url, **options))
-        return opened[-1]
-
-    yield open_one
-    for store in opened:
-        store.close()
+    with closing_all(RedisStore) as open_one:
+        yield lambda url=redis_url, **options: open_one(url, **options)
 
 
 @pytest.fixture

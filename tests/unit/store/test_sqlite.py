@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from callboard.store.sqlite.database import Connection, Database
 from callboard.store.sqlite.filesystem import network_filesystem
 from callboard.store.sqlite.records import Batch
 from callboard.store.sqlite.schema import MIGRATIONS
+from tests.closing import closing_all
 
 PATIENCE = 30.0
 
@@ -36,15 +38,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(path: Path) -> Iterator[Callable[..., SQLiteStore]]:
-    stores: list[SQLiteStore] = []
-
-    def open_it(**options: Any) -> SQLiteStore:
-        stores.append(SQLiteStore(path, **options))
-        return stores[-1]
-
-    yield open_it
-    for store in stores:
-        store.close()
+    with closing_all(partial(SQLiteStore, path)) as open_it:
+        yield open_it
 
 
 def change(job_id: str, state: State = State.QUEUED, **known: Any) -> Change:
