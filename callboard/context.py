@@ -56,6 +56,13 @@ class Reporter(Protocol):
     def load_checkpoint(self, job_id: str) -> bytes | None: ...
 
 
+class StillOurs(Protocol):
+    """Whether nobody else has the job. If the store may not be asked, for that can take seconds, only what is certain
+    counts."""
+
+    def __call__(self, *, ask: bool) -> bool: ...
+
+
 class Elsewhere(Protocol):
     """Another process, in which the actor's body runs."""
 
@@ -97,9 +104,7 @@ class Run:
         self.replayed = replayed
         self.time_limit: float | None = None
         self.started = time.monotonic()
-        self.still_ours: Callable[[], bool] | None = (
-            None  # whether nobody else has the job; None where that is certain
-        )
+        self.still_ours: StillOurs | None = None  # None where that is certain
         self._reporter = reporter
         self._news: tuple[float | None, str] | None = None
         self._next_report = 0.0
@@ -185,12 +190,12 @@ class Run:
             raise LeaseLost("its job is another worker's by now")
         self._reporter.save_checkpoint(self.id, state)
 
-    def _is_ours(self) -> bool:
-        return self.still_ours is None or self.still_ours()
+    def _is_ours(self, *, ask: bool = True) -> bool:
+        return self.still_ours is None or self.still_ours(ask=ask)
 
     def report(self) -> None:
         """Pass on what the job last said of its progress, if that hasn't been done."""
-        if self._news is not None and self._interrupted is not LeaseLost and self._is_ours():
+        if self._news is not None and self._interrupted is not LeaseLost and self._is_ours(ask=False):
             (fraction, note), self._news = self._news, None
             self._next_report = time.monotonic() + _REPORT_SECONDS
             self._reporter.report_progress(self, fraction, note)

@@ -42,6 +42,8 @@ _RENEW = 2.5
 #: Seconds that a job runs before its lease is asked for, at the next look.
 HELD_FROM, _LOOK = 0.3, 0.2
 _TRY_AGAIN = 0.5
+#: Seconds for which a run that has ended waits for a store that is away to say whether it counts.
+_WORTH = 60.0
 #: Seconds that a lease is held after its job has ended, if its process goes on.
 _LINGER = 1.0
 
@@ -174,12 +176,18 @@ class Fence:
         self._owner = owner
         self._clock = clock
 
-    def holds(self, message: ClaimedMessage, thread: int) -> bool:
+    def holds(self, message: ClaimedMessage, thread: int, *, ask: bool = True) -> bool:
         """Whether the run of a message, in a thread, may still tell what it came to.
 
         One that was short may: before two seconds nobody starts what he gets again. If its lease has run out, the
-        store is asked, and the job's record, as another run may have come and gone. While the store is away, the claim
-        decides.
+        store is asked, and the job's record, as another run may have come and gone. While the store is away, it may if
+        it has its claim.
+
+        Args:
+            ask: Whether the store may be asked, which can take seconds. Otherwise one whose lease has run out may not.
+
+        Raises:
+            StoreUnavailable: That can't be told.
         """
         seconds = 0.0 if message.run is None else time.monotonic() - message.run.started
         if seconds < HELD_FROM:
@@ -188,15 +196,29 @@ class Fence:
         if slot is None or store is None:
             return True
         if slot.lease is None:
-            return seconds < WAIT or self._is_alone(store, message)
+            return seconds < WAIT or not ask or self._is_alone(store, message)
         if slot.lease == LOST:
             return False
         if self._clock() < slot.lease:
             return True
+        if not ask:
+            return False
         try:
             return take_lease(store, slot.job_id, self._owner) and not _ran_elsewhere(store, message)
         except StoreUnavailable:
-            return message.intake.holds(message.delivery)
+            if message.intake.holds(message.delivery):
+                return True
+            raise
+
+    def holds_at_its_end(self, message: ClaimedMessage, thread: int) -> bool:
+        """The same of a run that has ended: what it came to is worth a minute, in which the store may be back."""
+        until = self._clock() + _WORTH
+        while True:
+            try:
+                return self.holds(message, thread)
+            except StoreUnavailable:
+                if self._clock() > until or self._broker.stopping.wait(_TRY_AGAIN):
+                    return False
 
     def _is_alone(self, store: Store, message: ClaimedMessage) -> bool:
         """Whether nobody else has run the job of a long run that never had a lease: its host was frozen before, or the

@@ -306,7 +306,7 @@ class Worker:
         except BaseException:
             log.exception("a hook failed", signal=signal)
 
-    def _process(self, message: ClaimedMessage, is_ours: Callable[[], bool] | None = None) -> None:
+    def _process(self, message: ClaimedMessage, is_ours: Callable[..., bool] | None = None) -> None:
         """Run one message between its hooks, and settle it. The steps and signals are Dramatiq's."""
         broker = self.broker
         try:
@@ -325,7 +325,7 @@ class Worker:
                     result = broker.actors[message.actor_name].fn(*message.args, **message.kwargs)
             except BaseException as raised:  # noqa: BLE001  whatever a job raises is its own failure
                 error = raised
-            if is_ours is not None and (isinstance(error, LeaseLost) or not is_ours()):
+            if is_ours is not None and (isinstance(error, LeaseLost) or not is_ours(at_its_end=True)):
                 result, error = None, error or LeaseLost("its job is another worker's by now")
                 message.disposition = Drop()
             if error is not None:
@@ -334,10 +334,13 @@ class Worker:
         broker.finish(message)
         message.clear_exception()  # it refers to the frames of the run
 
-    def _is_ours(self, thread: int, number: int) -> bool:
+    def _is_ours(self, thread: int, number: int, *, ask: bool = True, at_its_end: bool = False) -> bool:
         """Whether what a thread runs may still tell what it came to."""
         assert self._fence is not None
-        return self._fence.holds(self._running[thread][0], number)
+        message = self._running[thread][0]
+        if at_its_end:
+            return self._fence.holds_at_its_end(message, number)
+        return self._fence.holds(message, number, ask=ask)
 
     def _contain(self, message: ClaimedMessage, error: BaseException) -> None:
         """Something around the run failed that never should. The job comes again, if that can be had."""

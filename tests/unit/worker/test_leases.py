@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -315,7 +317,7 @@ class _Run:
         assert message is not None
         self.message = message
         slots = memory.of(0)
-        self._fence = Fence(broker, slots, ME, clock=clock)
+        self.fence = Fence(broker, slots, ME, clock=clock)
         slots.start(1, self.id)
         run = slots.run_of(1)
         assert run is not None
@@ -325,7 +327,7 @@ class _Run:
         message.run.started -= HELD_FROM
 
     def holds(self) -> bool:
-        return self._fence.holds(self.message, 1)
+        return self.fence.holds(self.message, 1)
 
 
 @pytest.fixture
@@ -373,7 +375,42 @@ def test_while_the_store_is_away_the_claim_decides(
     assert late.holds()
     assert isinstance(late.intake, StubIntake)
     late.intake.crash()
-    assert not late.holds()
+    with pytest.raises(StoreUnavailable):
+        late.holds()
+
+
+def test_a_run_that_ends_while_the_store_is_away_and_its_claim_is_gone_waits_for_the_store(
+    late: _Run, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(late.intake, StubIntake)
+    late.intake.crash()
+    store, asked = broker.store, threading.Semaphore(0)
+    assert store is not None
+
+    def claim_key(*args: Any, **options: Any) -> str:
+        asked.release()
+        raise StoreUnavailable("it is away")
+
+    answers: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "claim_key", claim_key)
+        end = threading.Thread(target=lambda: answers.append(late.fence.holds_at_its_end(late.message, 1)))
+        end.start()
+        assert asked.acquire(timeout=PATIENCE)
+        assert asked.acquire(timeout=PATIENCE)
+        assert answers == []
+    end.join(PATIENCE)
+    assert answers == [True]
+
+
+def test_it_waits_no_longer_than_its_worker_runs(
+    late: _Run, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(late.intake, StubIntake)
+    late.intake.crash()
+    monkeypatch.setattr(broker, "store", _Away())
+    broker.stopping.set()
+    assert not late.fence.holds_at_its_end(late.message, 1)
 
 
 class _Unleased(_Run):
@@ -397,7 +434,7 @@ def test_a_late_runs_progress_is_not_recorded(late: _Run, broker: Broker) -> Non
     assert broker.recorder is not None
     run = late.message.run
     assert run is not None
-    run.still_ours = late.holds
+    run.still_ours = partial(late.fence.holds, late.message, 1)
     take_lease(broker.store, late.id, OTHER)
     run.progress(0.5, "late")
     assert broker.recorder.flush(PATIENCE)
