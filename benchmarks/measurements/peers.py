@@ -11,6 +11,7 @@ from benchmarks.systems.callboard import CallboardFile, CallboardRabbitmq, Callb
 from benchmarks.systems.celery import CeleryRabbitmq
 from benchmarks.systems.dramatiq import DramatiqRabbitmq, DramatiqRabbitmqConfirmed, DramatiqRedis
 from benchmarks.systems.huey import HueySqlite
+from benchmarks.systems.pika import PikaRabbitmq
 from benchmarks.systems.taskiq import TaskiqRabbitmq
 
 SYSTEMS: tuple[type[System], ...] = (
@@ -21,6 +22,7 @@ SYSTEMS: tuple[type[System], ...] = (
     DramatiqRabbitmqConfirmed,
     CeleryRabbitmq,
     TaskiqRabbitmq,
+    PikaRabbitmq,
     CallboardRedis,
     DramatiqRedis,
     BullmqRedis,
@@ -58,6 +60,16 @@ def measure(bench: Bench) -> Figures:
 def one_round(bench: Bench, system_class: type[System], figures: Figures) -> None:
     """One round of one system."""
     name = system_class.name
+    if not system_class.only_latency:
+        _rates(bench, system_class, figures)
+    with bench.fresh(system_class) as system:
+        p50, p99 = latency(bench, system)
+        figures.add(name, "p50 ms", p50)
+        figures.add(name, "p99 ms", p99)
+
+
+def _rates(bench: Bench, system_class: type[System], figures: Figures) -> None:
+    name = system_class.name
     with bench.fresh(system_class) as system:
         count = bench.size(2_000)
         figures.add(name, "send /s", count / system.seconds_to_send(count))
@@ -73,10 +85,6 @@ def one_round(bench: Bench, system_class: type[System], figures: Figures) -> Non
     if system_class.most_processes >= 2 and not bench.quick:
         with bench.fresh(system_class) as system:
             figures.add(name, "2 processes /s", processed(bench, system, processes=2)["rate"])
-    with bench.fresh(system_class) as system:
-        p50, p99 = latency(bench, system)
-        figures.add(name, "p50 ms", p50)
-        figures.add(name, "p99 ms", p99)
 
 
 def processed(bench: Bench, system: System, *, processes: int) -> dict[str, float]:

@@ -40,6 +40,8 @@ class System(ABC):
     #: Whether it has a way to send many at once that is quicker than one by one, and safe when it returns.
     bulk: ClassVar[bool] = False
     most_processes: ClassVar[int] = 2
+    #: Whether nothing else of it is worth a measurement.
+    only_latency: ClassVar[bool] = False
 
     def __init__(self, folder: Path, *, server_url: str = "", queues: int = 1) -> None:
         self.folder = folder
