@@ -16,29 +16,24 @@ from pathlib import Path
 
 import pytest
 
-from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
+from callboard.brokers.driver import Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.file import FileDriver
+from tests.deliveries import put, take
+from tests.faults.programs import HANDS
 
 PATIENCE = 60.0
 
-PRELUDE = """
+PRELUDE = (
+    """
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 from callboard.brokers.driver import IntakeOptions, Outgoing
 from callboard.brokers.file import FileDriver
 
 driver = FileDriver(Path(sys.argv[1]))
-
-def put(*numbers):
-    driver.put([Outgoing("mail.high", b"%d" % n, f"job-{n}") for n in numbers], deadline=30)
-
-def intake(name, budget=1000):
-    return driver.open_intake(IntakeOptions(queues=["mail.high"], budget=budget, worker=name))
-
-def say(*words):
-    sys.stdout.write(" ".join(map(str, words)) + "\\n")
-    sys.stdout.flush()
 """
+    + HANDS
+)
 
 
 class Program:
@@ -95,21 +90,8 @@ def program(folder: Path) -> Iterator[Callable[[str], Program]]:
         one.end()
 
 
-def put(driver: FileDriver, *numbers: int) -> None:
-    driver.put([Outgoing("mail.high", b"%d" % n, f"job-{n}") for n in numbers], deadline=PATIENCE)
-
-
 def open_intake(driver: FileDriver) -> Intake:
     return driver.open_intake(IntakeOptions(queues=["mail.high"], budget=1000, worker=f"test-{os.getpid()}"))
-
-
-def take(intake: Intake, wanted: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < wanted:
-        assert time.monotonic() < end, f"{len(found)} of {wanted} came"
-        found += intake.fetch(wanted - len(found), 1.0)
-    return found
 
 
 def assert_sound(folder: Path) -> None:

@@ -26,28 +26,22 @@ from callboard.brokers.redis import RedisDriver
 from callboard.servers import PrivateRedis
 from tests.closing import closing_all
 from tests.deliveries import put, take
+from tests.faults.programs import HANDS
 from tests.patience import until
 
 PATIENCE = 60.0
 LEASE = 1.0
 
-PRELUDE = """
+PRELUDE = (
+    """
 import os, signal, sys, threading, time
 from callboard.brokers.driver import IntakeOptions, Outgoing, PutError
 from callboard.brokers.redis import RedisDriver
 
 driver = RedisDriver(sys.argv[1], lease=float(sys.argv[2]))
-
-def put(*numbers):
-    driver.put([Outgoing("mail.high", b"%d" % n, f"job-{n}") for n in numbers], deadline=30)
-
-def intake(name, budget=1000):
-    return driver.open_intake(IntakeOptions(queues=["mail.high"], budget=budget, worker=name))
-
-def say(*words):
-    sys.stdout.write(" ".join(map(str, words)) + "\\n")
-    sys.stdout.flush()
 """
+    + HANDS
+)
 
 
 def start(
