@@ -86,6 +86,7 @@ class IsolatedRuns(Middleware):
                 wants_result=bool(actor.options.get("store_results"))
                 or bool(actor.options.get("on_success"))
                 or len(options) > ("callboard" in options),
+                stopping=broker.stopping,
             )
         )
 

@@ -128,6 +128,21 @@ def test_a_worker_that_stops_lets_isolated_jobs_finish(app: App) -> None:
     until(lambda: (record := app.store.get(job)) and record.state == State.SUCCEEDED)
 
 
+def test_a_sigterm_to_every_process_is_no_failure_of_an_isolated_job(app: App) -> None:
+    """As systemd sends it, unless it is told `KillMode=mixed`."""
+    worker = app.start(processes=1, threads=2)
+    (pid,) = worker.ready(1)
+    job = app.send("stay", gate="gate")
+    runner = _runner(app)
+    for number in (runner, pid, worker.process.pid):
+        os.kill(number, signal.SIGTERM)
+    assert worker.exit_code() == 0
+    app.open("gate")
+    app.start(processes=1, threads=2).ready(1)
+    until(lambda: (record := app.store.get(job)) and record.state == State.SUCCEEDED)
+    assert [line[-1] for line in app.notes("start")] == ["1", "1"]
+
+
 def test_at_the_end_of_the_grace_isolated_jobs_keep_their_state_and_go_back_uncounted(app: App) -> None:
     worker = app.start(processes=1, threads=2, grace=0.2)
     worker.ready(1)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import select
 import signal
+import threading
 import time
 from typing import Any, NoReturn
 
 import msgspec
-from dramatiq.middleware import TimeLimitExceeded
+from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
 from callboard.context import Cancelled, LeaseLost, Reporter, Run
 from callboard.errors import IsolatedJobDied, MemoryExceeded, StoreUnavailable
@@ -47,6 +48,8 @@ LOOK_SECONDS = 0.05
 INTERRUPT_SECONDS, TERM_SECONDS = 1.0, 0.3
 #: Seconds that a runner has to take what it is told.
 _SEND_SECONDS = 10.0
+#: Seconds within which a worker that is told to stop begins to, after a runner that was told as well.
+_STOP_SECONDS = 2.0
 _CHUNK = 1 << 18
 #: An idle runner may die as it is taken; so often another one is tried.
 _TRIES = 3
@@ -62,6 +65,7 @@ class IsolatedBody:
         module: The module that has the actor.
         name: Its name there.
         wants_result: Whether somebody asks what it returns.
+        stopping: Set when the worker stops.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class IsolatedBody:
         module: str,
         name: str,
         wants_result: bool,
+        stopping: threading.Event,
     ) -> None:
         self._pool = pool
         self._reporter = reporter
@@ -80,6 +85,7 @@ class IsolatedBody:
         self._module = module
         self._name = name
         self._wants_result = wants_result
+        self._stopping = stopping
         self._interrupt: type[BaseException] | None = None
 
     def interrupt(self, exception: type[BaseException]) -> None:
@@ -97,7 +103,9 @@ class IsolatedBody:
         max_jobs = self._isolation.max_jobs
         for attempt in range(1, _TRIES + 1):
             runner = self._pool.take(max_jobs=max_jobs)
-            watched = _WatchedRun(runner, run, self, self._reporter, self._isolation.memory_bytes)
+            watched = _WatchedRun(
+                runner, run, self, self._reporter, self._isolation.memory_bytes, self._stopping
+            )
             usable = False
             try:
                 outcome = watched.follow(job)
@@ -149,8 +157,10 @@ class _WatchedRun:
         body: IsolatedBody,
         reporter: Reporter,
         memory_limit: int | None,
+        stopping: threading.Event,
     ) -> None:
         self.begun = False
+        self._stopping = stopping
         self._runner = runner
         self._run = run
         self._body = body
@@ -267,6 +277,9 @@ class _WatchedRun:
             error = interrupt(text)
         elif self._over_memory:
             error = MemoryExceeded(f"its process was {self._story(runner)}")
+        elif runner.exit_code == -signal.SIGTERM and self._stopping.wait(_STOP_SECONDS):
+            # Whoever stops the worker, such as systemd, may tell all of its processes, and this one heard it first.
+            error = Shutdown("its process was told to stop, as its worker was")
         elif not by_itself or self._spoilt or runner.exit_code == CONNECTION_LOST:
             error = IsolatedJobDied("it closed or spoilt its process's connection to the worker")
         else:
@@ -277,7 +290,7 @@ class _WatchedRun:
 
     def _story(self, runner: RunnerHandle) -> str:
         size = f" while at {_gib(self._memory)}" if self._memory else ""
-        limit = f", limit {_gib(self._memory_limit)}" if self._memory_limit is not None else ""
+        limit = f", limit {_gib(self._memory_limit)}" if size and self._memory_limit is not None else ""
         code = runner.exit_code
         if self._over_memory:
             return f"killed by signal 9 (SIGKILL){size}{limit}"
