@@ -163,7 +163,8 @@ class Pool:
                     if not runner.ended.is_set():
                         return runner
                     runner.close()
-            if self._idle:  # it has run too many jobs for this one, and would be one more than there are threads
+            if self._idle:
+                # It has run too many jobs for this one, and would be one more than there are threads.
                 self._idle.pop(0).close()
         place = None if self._places is None else self._places.take()  # it may wait for others to end
         with self._lock:
