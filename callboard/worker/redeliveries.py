@@ -119,7 +119,7 @@ class Redeliveries:
         given: list[ClaimedMessage] = []
         while self._cleared and self._clock() - self._cleared[0][0] > _HOARD:
             given.append(self._cleared.popleft()[1])
-        self._free_leases(given)
+        self.free_leases(given)
         return given
 
     def close(self) -> list[ClaimedMessage]:
@@ -128,7 +128,7 @@ class Redeliveries:
         left = [message for _, message in self._waiting] + leased
         self._waiting.clear()
         self._cleared.clear()
-        self._free_leases(leased)
+        self.free_leases(leased)
         return left
 
     def _look(self) -> None:
@@ -152,7 +152,7 @@ class Redeliveries:
             self._broker.store, self._deaths, message.message_id, since=headers.replayed_at or 0.0
         )
         if len(runs) > headers.crashes and not self._is_overtaken(message):
-            self._free_leases([message])
+            self.free_leases([message])
             settle_cut_run(self._broker, message, runs)
             return
         # Another copy of it is about to start here, or just has.
@@ -197,10 +197,12 @@ class Redeliveries:
             self._store_failed = now
             return False
 
-    def _free_leases(self, messages: Iterable[ClaimedMessage]) -> None:
-        """Free the leases of what won't start here. One that can't be freed ends by itself."""
+    def free_leases(self, messages: Iterable[ClaimedMessage]) -> None:
+        """Free the leases of what was to start here, and won't. One that can't be freed ends by itself. For any
+        thread."""
         if self._lease_owner is None or self._broker.store is None:
             return
         with suppress(StoreUnavailable):
-            for message in messages:
-                free_lease(self._broker.store, message.message_id, self._lease_owner)
+            for message in filter(self.concerns, messages):
+                if not self._is_running(message.message_id):  # another copy of it does, by this lease
+                    free_lease(self._broker.store, message.message_id, self._lease_owner)

@@ -79,10 +79,7 @@ class Shutdown:
     def _claim_nothing_more(self) -> None:
         self._intake.pause(frozenset(self._worker.queue_names))
         self._intake.wake()
-        unstarted = self._work.close()
-        if unstarted:
-            self._intake.give_back([message.delivery for message in unstarted])
-            log.info("gave back jobs that weren't started", count=len(unstarted))
+        self._worker.give_back(self._work.close())
 
     def _let_finish(self) -> bool:
         while time.monotonic() < self._ends:

@@ -181,8 +181,8 @@ class Worker:
             except Exception:
                 log.exception("claiming failed, it goes on in a second")
                 self._stopping.wait(1.0)
-        left = [*self._redeliveries.close(), *self._solitude.close(), *self._work.close()]
-        self._give_back([message.delivery for message in left])
+        self._give_back([message.delivery for message in self._redeliveries.close()])
+        self.give_back([*self._solitude.close(), *self._work.close()])
 
     def _end_nap(self) -> None:
         if self._napping:
@@ -204,7 +204,7 @@ class Worker:
             return room, _STALE if waiting else _FETCH_TIMEOUT
         if waiting > ahead and len(running_for) >= self.threads and self._work.longest_wait() > _STALE:
             pace.mean = expected
-            self._give_back([message.delivery for message in self._work.give_up(waiting - ahead)])
+            self.give_back(self._work.give_up(waiting - ahead))
         if not waiting and not ahead:
             return 0, _FETCH_TIMEOUT
         soon = (batch - room) * (expected or 0.0) / self.threads
@@ -230,7 +230,7 @@ class Worker:
             else:
                 self._work.put(message)
         if self._stopping.is_set():  # which may have emptied the queue before the last of these came
-            self._give_back([message.delivery for message in self._work.close()])
+            self.give_back(self._work.close())
 
     def _start_redelivered(self, room: int) -> int:
         """Start jobs that were delivered before, and may start by now; returns how many."""
@@ -255,7 +255,7 @@ class Worker:
     def _run_alone(self) -> float:
         """See to what has to run alone; returns seconds until the next look."""
         patience, unstarted = self._solitude.turn()
-        self._give_back([message.delivery for message in unstarted])
+        self.give_back(unstarted)
         return patience
 
     def _is_running(self, job_id: str) -> bool:
@@ -263,6 +263,11 @@ class Worker:
         if self._slots is not None and self._slots.is_running(job_id):
             return True
         return any(message.message_id == job_id for message in self.running)
+
+    def give_back(self, messages: Sequence[ClaimedMessage]) -> None:
+        """Give back what was to start, and hasn't. For the claiming thread, and for whoever stops the worker."""
+        self._give_back([message.delivery for message in messages])
+        self._redeliveries.free_leases(messages)
 
     def _give_back(self, deliveries: list[Delivery]) -> None:
         if deliveries:

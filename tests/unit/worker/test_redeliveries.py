@@ -162,6 +162,32 @@ def test_what_may_start_has_its_lease_and_frees_it_if_it_goes_back(
     assert lease_owner(broker.store, message.message_id) is None
 
 
+def test_one_that_waited_for_a_thread_in_a_worker_that_stops_leaves_no_lease(
+    redelivered: Redelivered, broker: Broker, working: Working
+) -> None:
+    message = redelivered()
+    worker: Worker = working(threads=1, lease_owner="this worker")
+    assert broker.store is not None
+    take_lease(broker.store, message.message_id, "this worker")
+    worker.give_back([message])
+    assert lease_owner(broker.store, message.message_id) is None
+
+
+def test_a_copy_that_goes_back_takes_no_lease_from_the_run_of_its_job(
+    redelivered: Redelivered, running: set[str], clock: Clock, broker: Broker
+) -> None:
+    held = Redeliveries(broker, running.__contains__, lease_owner="this worker", clock=clock)
+    message = redelivered()
+    assert broker.store is not None
+    take_lease(broker.store, message.message_id, "this worker")
+    running.add(message.message_id)
+    held.hold(message)
+    clock.now += WAIT
+    assert held.take(1) == []
+    held.free_leases(held.close())
+    assert lease_owner(broker.store, message.message_id) == "this worker"
+
+
 def test_two_workers_that_look_at_once_dont_both_start_it(
     redelivered: Redelivered, running: set[str], clock: Clock, broker: Broker
 ) -> None:
