@@ -74,6 +74,14 @@ def ended(broker: Broker, job_id: str) -> Record:
     return record
 
 
+def cancelled_in_mid_run(broker: Broker, message: dramatiq.Message[Any], started: threading.Event) -> Record:
+    """Cancel a job when it has started; its record, when it has ended."""
+    assert started.wait(PATIENCE)
+    assert broker.store is not None
+    broker.store.cancel(message.message_id, at=time.time())
+    return ended(broker, message.message_id)
+
+
 def texts(record: Record) -> list[str]:
     return [event.text for event in record.events]
 
@@ -95,9 +103,7 @@ def test_a_run_that_does_not_look_is_told_and_then_interrupted(
 
     working()
     message = deaf.send()
-    assert started.wait(PATIENCE)
-    store.cancel(message.message_id, at=time.time())
-    record = ended(broker, message.message_id)
+    record = cancelled_in_mid_run(broker, message, started)
     assert (record.state, record.reason) == (
         State.CANCELLED,
         "cancelled while it ran, and interrupted after 0.05 s",
@@ -112,7 +118,7 @@ def test_a_run_that_does_not_look_is_told_and_then_interrupted(
 
 @pytest.mark.parametrize("error", [ValueError("half done"), Snooze(timedelta(seconds=1))])
 def test_what_a_cancelled_job_raises_is_no_failure_and_is_not_tried_again(
-    broker: Broker, store: Store, actor: ActorDecorator, working: Callable[[], None], error: Exception
+    broker: Broker, actor: ActorDecorator, working: Callable[[], None], error: Exception
 ) -> None:
     started, told = threading.Event(), []
 
@@ -128,9 +134,7 @@ def test_what_a_cancelled_job_raises_is_no_failure_and_is_not_tried_again(
 
     working()
     message = brittle.send()
-    assert started.wait(PATIENCE)
-    store.cancel(message.message_id, at=time.time())
-    record = ended(broker, message.message_id)
+    record = cancelled_in_mid_run(broker, message, started)
     assert record.state is State.CANCELLED
     assert record.reason == f"cancelled while it ran, and ended by {type(error).__name__}: {error}"
     assert not record.error
@@ -152,9 +156,7 @@ def test_a_job_that_succeeds_all_the_same_has_succeeded_and_its_record_says_so(
 
     working()
     message = heedless.send()
-    assert started.wait(PATIENCE)
-    store.cancel(message.message_id, at=time.time())
-    record = ended(broker, message.message_id)
+    record = cancelled_in_mid_run(broker, message, started)
     assert (record.state, record.reason) == (
         State.SUCCEEDED,
         "its cancellation came too late: it had succeeded",
@@ -163,7 +165,7 @@ def test_a_job_that_succeeds_all_the_same_has_succeeded_and_its_record_says_so(
 
 
 def test_an_async_job_is_interrupted_too(
-    broker: Broker, store: Store, actor: ActorDecorator, working: Callable[[], None]
+    broker: Broker, actor: ActorDecorator, working: Callable[[], None]
 ) -> None:
     import asyncio
 
@@ -176,9 +178,7 @@ def test_an_async_job_is_interrupted_too(
 
     working()
     message = deaf.send()
-    assert started.wait(PATIENCE)
-    store.cancel(message.message_id, at=time.time())
-    record = ended(broker, message.message_id)
+    record = cancelled_in_mid_run(broker, message, started)
     assert (record.state, record.reason) == (
         State.CANCELLED,
         "cancelled while it ran, and interrupted after 0 s",
