@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import threading
 import time
 
 from benchmarks.apps.isolated import broker
@@ -46,6 +47,7 @@ def _one(pool: Pool) -> float:
         module="benchmarks.apps.isolated",
         name="nothing",
         wants_result=False,
+        stopping=threading.Event(),
     )
     began = time.perf_counter()
     body.call(run, (), {})
