@@ -110,13 +110,15 @@ class IntakeOptions:
 
     `budget` is the most that it may hold unacked over all its queues. `worker` is a name, unique for
     ever, that says who has a claim. Of every eight messages that the driver can choose freely, one is
-    the oldest that waits in any of the queues; the others are taken by priority.
+    the oldest that waits in any of the queues; the others are taken by priority. `longest` is the actor
+    whose jobs may run longest, and the seconds that they may.
     """
 
     queues: Sequence[str]
     budget: int
     worker: str
     paused: frozenset[str] = field(default_factory=frozenset)
+    longest: tuple[str, float] = ("", 0.0)
 
 
 class Intake(ABC):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from operator import itemgetter
 from typing import Any
+
+import dramatiq
 
 from callboard import envelope, queues
 from callboard.actor import JobActor
@@ -30,6 +33,12 @@ RECEIVE_LIMIT = 16 * 1024 * 1024
 _PARK_FIRST, _PARK_LAST = 5.0, 60.0
 
 
+def _time_limit(actor: dramatiq.Actor[Any, Any]) -> tuple[str, float]:
+    """An actor's name, and its own time limit in seconds."""
+    limit: timedelta | float = actor.options.get("time_limit") or 0
+    return actor.actor_name, limit.total_seconds() if isinstance(limit, timedelta) else limit / 1000
+
+
 class Receiving(Settling):
     """Turns deliveries into messages."""
 
@@ -37,7 +46,13 @@ class Receiving(Settling):
         """A hand that claims from several queues."""
         paused = self.control.paused if self.control is not None else frozenset()
         return self.driver.open_intake(
-            IntakeOptions(queues=list(names), budget=budget, worker=worker_name(), paused=frozenset(paused))
+            IntakeOptions(
+                queues=list(names),
+                budget=budget,
+                worker=worker_name(),
+                paused=frozenset(paused),
+                longest=max(map(_time_limit, self.actors.values()), key=itemgetter(1), default=("", 0.0)),
+            )
         )
 
     def receive(self, delivery: Delivery, intake: Intake) -> ClaimedMessage | None:

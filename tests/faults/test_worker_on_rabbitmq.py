@@ -11,11 +11,13 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
+from structlog.testing import capture_logs
 
 from callboard import RetryPolicy, State, current_job, dead_letter
 from callboard.brokers.driver import IntakeOptions, Outgoing, StoredMessage, Verdict
 from callboard.brokers.rabbitmq import RabbitmqDriver
 from callboard.brokers.rabbitmq.intake import RabbitmqIntake
+from callboard.brokers.rabbitmq.stream import Stream
 from callboard.envelope import AttemptError, Headers, encode_headers
 from callboard.queues import dead_queue
 from callboard.servers import PrivateRabbitmq
@@ -128,6 +130,31 @@ def test_a_job_longer_than_the_consumer_timeout_runs_once(
     until(lambda: sent.message_id in rig.witness.skipped)
     assert rig.reaches(sent, State.SUCCEEDED).attempt == 1
     assert (held.passed, held.most) == ([sent.message_id], 1)
+
+
+def test_an_actor_that_may_run_longer_than_the_consumer_timeout_is_named_at_the_workers_start(
+    make: MakeRig, amqp_url: str
+) -> None:
+    rig = make(amqp_url)
+    rig.actor(name="train-model", time_limit=timedelta(hours=2))(lambda: None)
+    with capture_logs() as lines:
+        start(rig, threads=1)
+        until(lambda: any("consumer_timeout" in line["event"] for line in lines))
+    (line,) = [line for line in lines if "consumer_timeout" in line["event"]]
+    assert "'train-model' may run longer than RabbitMQ's consumer_timeout" in line["event"]
+    assert (line["log_level"], line["time_limit"]) == ("warning", 7200.0)
+
+
+def test_where_the_server_takes_it_a_consumer_asks_for_a_day(
+    make: MakeRig, amqp_url: str, rabbitmq: PrivateRabbitmq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node here is too old for it, and keeps it unread: so it can be told it is 3.12."""
+    monkeypatch.setattr(Stream, "version", (3, 12, 0))
+    rig = make(amqp_url)
+    start(rig, threads=1)
+    listed = ("list_consumers", "-p", amqp_url.rpartition("/")[2], "--quiet", "arguments")
+    until(lambda: "x-consumer-timeout" in rabbitmq.ctl(*listed))
+    assert "86400000" in rabbitmq.ctl(*listed)
 
 
 def test_a_dead_letter_that_finds_its_queue_full_waits_for_room(

@@ -29,6 +29,7 @@ from functools import partial
 from callboard.brokers.driver import Delivery, Intake, IntakeOptions, Outgoing, PutError
 from callboard.brokers.rabbitmq.address import Address
 from callboard.brokers.rabbitmq.batch import Batch
+from callboard.brokers.rabbitmq.consumer_timeout import warn_of_long_jobs
 from callboard.brokers.rabbitmq.delays import Ladder, destination_of
 from callboard.brokers.rabbitmq.lane import Arrival, Hold, Lane
 from callboard.brokers.rabbitmq.link import Link
@@ -93,6 +94,7 @@ class RabbitmqIntake(Intake):
         self._acks: deque[Claim] = deque()
         self._returns: deque[Claim] = deque()
         self._budget = options.budget
+        self._longest: tuple[str, float] | None = options.longest
         self._share = share_of(options.budget, len(set(options.queues)))
         self._releases_at = math.inf  # when what is kept until it is due is looked at, by the monotonic clock
         self._looks_until = 0.0  # before then a look for what is stale will come, by the monotonic clock
@@ -225,7 +227,10 @@ class RabbitmqIntake(Intake):
     def _all_lanes(self) -> list[Lane]:
         return [*self._lanes.values(), self._unroutable]
 
-    def _up(self, _: Stream) -> None:
+    def _up(self, stream: Stream) -> None:
+        if self._longest is not None:
+            warn_of_long_jobs(stream.version, *self._longest)
+            self._longest = None  # once is enough
         self._kicked = self._gathering = False
         for lane in self._all_lanes():
             lane.open()

@@ -24,6 +24,7 @@ from pika.spec import Basic, BasicProperties
 
 from callboard.brokers.rabbitmq import frames
 from callboard.brokers.rabbitmq.acks import Unacked
+from callboard.brokers.rabbitmq.consumer_timeout import consumer_arguments
 from callboard.brokers.rabbitmq.frames import Properties, properties_of
 from callboard.brokers.rabbitmq.link import Link
 from callboard.brokers.rabbitmq.script import Script
@@ -32,9 +33,6 @@ from callboard.brokers.rabbitmq.topology import AFTER_A_DELETION
 from callboard.loggers import get_logger
 
 log = get_logger(__name__)
-
-#: Seconds that a message may stay unacked. RabbitMQ 3.12 and later take it; before, the server's setting holds.
-CONSUMER_TIMEOUT = 24 * 3600
 
 _ON_ITS_WAY = 0.01  # seconds that an ack takes, and what it makes room for
 _LONGEST_PAUSE = 10.0
@@ -312,16 +310,12 @@ class Lane:
     def _consume(self) -> None:
         assert self.hold is not None
         hold = self.hold
-        arguments: dict[str, Any] = {}
-        if hold.stream.version >= (3, 12):
-            arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT * 1000
-
         self._busy = True
         hold.stream.on_delivery[hold.channel.channel_number] = partial(self._delivered, hold)
         self._consumer = hold.channel.basic_consume(
             self.name,
             partial(self._delivered_by_pika, hold),
-            arguments=arguments,
+            arguments=consumer_arguments(hold.stream.version),
             callback=lambda _: self._went(self._is_consuming),
         )
 
