@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: Seconds between two looks at most, while the store is away.
+_AWAY = 0.5
+
 _NOTHING_ASKED = Control(version=-1, paused=frozenset(), cancelled={})
 
 
@@ -104,10 +107,12 @@ class ControlWatch:
 
     def _watch(self, stop: threading.Event, bell: ControlBell | None) -> None:
         while not stop.is_set():
+            # What rang while the store was away doesn't ring again.
+            pause = min(self._interval, _AWAY) if self._away else self._interval
             if bell is not None:
-                bell.wait(self._interval)
+                bell.wait(pause)
             else:
-                stop.wait(self._interval)
+                stop.wait(pause)
             if not stop.is_set():
                 self.refresh()
         if bell is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from callboard.errors import StoreUnavailable
-from callboard.store.base import Control
+from callboard.store.base import Control, ControlBell
 from callboard.store.control import ControlWatch
 from callboard.store.sqlite import SQLiteStore
 
@@ -136,3 +136,39 @@ def test_a_watch_can_be_stopped_and_started_again(store: AwayStore) -> None:
     assert watch.paused == {"email.3"}
     watch.stop()
     assert threading.active_count() == before
+
+
+class Bell(ControlBell):
+    def __init__(self) -> None:
+        self._rung = threading.Event()
+
+    def wait(self, timeout: float) -> None:
+        self._rung.wait(timeout)
+        self._rung.clear()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_rang_while_the_store_was_away_is_seen_soon_after(
+    store: AwayStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell, told = Bell(), threading.Event()
+    monkeypatch.setattr(store, "control_bell", lambda: bell)
+    watch = ControlWatch(store, interval=3600, on_change=lambda control: told.set())
+    watch.start()
+    try:
+        told.clear()
+        assert store.asked.acquire(timeout=PATIENCE)
+        store.away = True
+        store.pause("email.3")
+        bell.ring()
+        assert store.asked.acquire(timeout=PATIENCE)
+        store.away = False
+        assert told.wait(PATIENCE)
+        assert watch.paused == {"email.3"}
+    finally:
+        watch.stop()
