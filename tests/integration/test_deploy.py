@@ -172,10 +172,13 @@ def test_a_worker_cannot_touch_another_vhost(
 ) -> None:
     node, _ = rabbitmq_at
     node.ctl("add_vhost", "other")
-    parts = urlsplit(rabbitmq_urls["worker"])
-    elsewhere = open_one(parts._replace(path="/other").geturl())
-    with pytest.raises(PutError, match="doesn't let 'callboard-worker' into the vhost 'other'"):
-        elsewhere.put([message(1)], deadline=PATIENCE)
+    try:
+        parts = urlsplit(rabbitmq_urls["worker"])
+        elsewhere = open_one(parts._replace(path="/other").geturl())
+        with pytest.raises(PutError, match="doesn't let 'callboard-worker' into the vhost 'other'"):
+            elsewhere.put([message(1)], deadline=PATIENCE)
+    finally:
+        node.ctl("delete_vhost", "other")  # others look at what vhosts there are
 
 
 def test_importing_the_definitions_as_they_lie_in_the_repository_lets_nobody_in(

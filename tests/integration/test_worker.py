@@ -316,7 +316,7 @@ def test_a_pattern_that_matches_nothing_is_refused(app: App) -> None:
     worker = app.start(queues=["mail.*"])
     assert worker.exit_code() == 64
     assert "UnknownQueue" in worker.log()
-    assert "jobs.critical, jobs.high, jobs.low, jobs.medium" in worker.log()
+    assert "no queue matches 'mail.*'; there are jobs.*\n" in worker.log()
 
 
 def test_an_import_error_is_told_once_with_the_application_s_own_line(app: App) -> None:
