@@ -24,6 +24,7 @@ from callboard.brokers import open_driver
 from callboard.brokers.driver import Driver, Outgoing, QueueCounts
 from callboard.store import open_store
 from callboard.store.base import Store
+from tests.lines import whole_lines
 
 PATIENCE = 30.0  # seconds that an event may take on a slow machine; none should need them
 _ROOT = Path(__file__).parents[1]
@@ -184,7 +185,7 @@ class App:
     def notes(self, kind: str | None = None) -> list[list[str]]:
         """What jobs have noted: the words, the job's id, the process, the attempt."""
         path = self.folder / "notes"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = whole_lines(path)
         return [line.split() for line in lines if kind is None or line.startswith(kind + " ")]
 
     def open(self, gate: str) -> None:

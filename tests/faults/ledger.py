@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.lines import whole_lines
+
 _CALLBOARD = str(Path(sys.executable).with_name("callboard"))
 _COMMAND = [_CALLBOARD, "--module", "tests.faults.ledger_app"]
 _ROOT = Path(__file__).parents[2]
@@ -43,12 +45,12 @@ class Ledger:
 
     def sent(self) -> dict[str, float]:
         """When each send returned, by the monotonic clock."""
-        lines = (line for path in self.folder.glob("sent-*") for line in path.read_text().splitlines())
+        lines = (line for path in self.folder.glob("sent-*") for line in whole_lines(path))
         return {job_id: float(moment) for job_id, moment in map(str.split, lines)}
 
     def raised(self) -> int:
         """How many sends raised."""
-        return sum(len(path.read_text().splitlines()) for path in self.folder.glob("raised-*"))
+        return sum(len(whole_lines(path)) for path in self.folder.glob("raised-*"))
 
     def runs(self) -> dict[str, list[Run]]:
         """The runs of each job. A killed process's run ends with it."""
@@ -56,7 +58,7 @@ class Ledger:
         open_runs: dict[tuple[str, int], list[float]] = defaultdict(list)  # more than one, if at once
         worker_of: dict[int, int] = {}
         path = self.folder / "runs"
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in whole_lines(path):
             event, job_id, process, moment, _attempt, *worker = line.split()
             pid = int(process)
             worker_of[pid] = int(worker[0]) if worker else pid
@@ -79,7 +81,7 @@ class Ledger:
     def ended(self) -> set[str]:
         """Jobs of which a run came to its end."""
         path = self.folder / "runs"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = whole_lines(path)
         return {line.split()[1] for line in lines if line.startswith("end ")}
 
     def lost(self) -> set[str]:
@@ -109,7 +111,7 @@ class Ledger:
 
     def _last_notes(self) -> list[list[str]]:
         path = self.folder / "runs"
-        return [line.split() for line in path.read_text().splitlines()[-200:]] if path.exists() else []
+        return [line.split() for line in whole_lines(path)[-200:]]
 
     def _living(self, pids: Iterable[str]) -> list[int]:
         found = set(map(int, pids)) - self.killed.keys()

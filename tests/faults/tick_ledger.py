@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from callboard.store.base import TICKS_KEPT, Fate, Store
+from tests.lines import whole_lines
 
 #: What became of a tick of which there is a job.
 _SENT = (Fate.ON_TIME, Fate.CAUGHT_UP)
@@ -67,7 +68,7 @@ class TickLedger:
         """Those of which two messages ran."""
         messages: dict[str, set[str]] = defaultdict(set)
         path = self._folder / "ticks"
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in whole_lines(path):
             job, made = line.split()
             messages[job].add(made)
         return {job for job, made in messages.items() if len(made) > 1}
